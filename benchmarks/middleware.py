@@ -75,6 +75,8 @@ REAL_FIELDS = {
 }
 
 
+VARIED = [*HEADERS, (b"vary", b"Accept-Encoding")]
+
 # What the middleware adds to a fresh hit.
 MARKS = [(b"age", b"17"), (b"swr-state", b"fresh"), (b"cache-status", b"swr; hit; ttl=3583")]
 
@@ -272,6 +274,7 @@ BARE = "bare ASGI function"
 MARKED = "bare ASGI function, three fields more"
 OURS = "swr middleware, fresh hit"
 CONFIRMED = f"{OURS}, 304"
+VARYING = f"{OURS}, fields of a browser, Vary: Accept-Encoding"
 STALE = "swr middleware, stale hit"
 PROXY = "swr proxy, fresh hit"
 ROUTE = "Starlette route, ready bytes"
@@ -280,7 +283,6 @@ BEHIND = "swr behind a login, fresh hit"
 TOKEN = [(b"authorization", b"Bearer a-token")]
 
 
-# The app's factory, and header fields of the request, by name.
 def fastapi_cachex() -> Any:
     """Return a FastAPI app whose endpoint carries fastapi-cachex's decorator, in memory."""
     from fastapi import FastAPI
@@ -316,6 +318,7 @@ def fastapi_redis_sdk() -> Any:
     return app
 
 
+# The app's factory, and header fields of the request, by name.
 Apps = dict[str, tuple[str, list[str]]]
 WITH_GOALS: Apps = {
     BARE: ("bare", []),
@@ -344,6 +347,15 @@ def others() -> Apps:
             apps["FastAPI with fastapi-cachex"] = ("fastapi_cachex", [])
         if installed("redis_fastapi"):
             apps["FastAPI with fastapi-redis-sdk"] = ("fastapi_redis_sdk", [])
+    return apps
+
+
+def with_fields() -> Apps:
+    """Return the bare app and the middleware, each with the fields that real clients send."""
+    apps: Apps = {BARE: ("bare", []), OURS: ("swr_memory", []), ROUTE: ("starlette", [])}
+    for client, fields in REAL_FIELDS.items():
+        lines = [f"{name.decode()}: {value.decode()}" for name, value in fields]
+        apps |= {f"{BARE}, {client}": ("bare", lines), f"{OURS}, {client}": ("swr_memory", lines)}
     return apps
 
 
@@ -416,6 +428,9 @@ def under_uvicorn(apps: Apps, rounds: int, seconds: int) -> None:
         goal = ""
         if name == OURS:
             goal = f"{verdict(to_bare, at_least=0.95)}; {verdict(to_route, at_least=1.3)}"
+        elif name.removeprefix(f"{OURS}, ") in REAL_FIELDS:
+            same = ratio(seconds_each[name.replace(OURS, BARE)], seconds_each[name])
+            goal = f"{same:.2f} of the bare app with these fields"
         elif name == CONFIRMED:
             goal = verdict(to_bare, at_least=0.9)
         elif name == PROXY:
@@ -495,6 +510,7 @@ async def without_server(rounds: int, calls: int) -> None:
             OURS: _called(middleware, []),
             CONFIRMED: _called(middleware, [(b"if-none-match", ETAG.encode())]),
             **{f"{OURS}, {name}": _called(middleware, fields) for name, fields in REAL_FIELDS.items()},
+            VARYING: _called(SWRMiddleware(bare(VARIED), cache=cache, version="varied"), BROWSER),
             ROUTE: _called(starlette(), []),
         }
         if installed("fastapi"):
@@ -537,6 +553,7 @@ def main() -> None:
     else:
         under_uvicorn(WITH_GOALS, 1 if quick else 15, 1 if quick else 2)
         if not quick:
+            under_uvicorn(with_fields(), 11, 1)
             under_uvicorn(others(), 5, 2)
     asyncio.run(without_server(2 if quick else 25, 50 if quick else 2_000))
 

@@ -168,7 +168,7 @@ class Cache(Configured, Loaders, StoredEntries):
             ignore_fields: request fields that the response does not depend on, besides those that swr always ignores.
             credentials: "private": a request with credentials gets the stored response only if the response allows that
                 (`public`, `s-maxage` or `must-revalidate`). "vary": each credential has its own response; a revoked
-                credential gets it until it ends.
+                credential still gets it until it expires.
             key: function whose result selects the response for a request that the endpoint's dependencies admit. It
                 takes parameters of the endpoint, which it names (`lambda user: user.id`), or `scope`.
             shared: whether all requests that the dependencies admit get the same response, whatever the endpoint's

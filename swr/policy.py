@@ -75,8 +75,8 @@ def timeout_or_auto(duration: Duration | None, name: str) -> Timeout:
 
 def _number(value: float, name: str, most: float) -> float:
     if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value <= most:
-        limits = "0 or more" if most == sys.float_info.max else f"between 0 and {most:g}"
-        raise ConfigurationError(f"{name}={value!r} is not a number, {limits}")
+        limits = ", 0 or more" if most == sys.float_info.max else f" between 0 and {most:g}"
+        raise ConfigurationError(f"{name}={value!r}: give a number{limits}")
     return float(value)
 
 

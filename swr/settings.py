@@ -73,7 +73,7 @@ def checked(
         ConfigurationError: a setting has a value that cannot work.
     """
     if not isinstance(l1_max_bytes, int) or isinstance(l1_max_bytes, bool) or l1_max_bytes < 0:
-        raise ConfigurationError(f"l1_max_bytes={l1_max_bytes!r} is not a number of bytes, 0 or more")
+        raise ConfigurationError(f"l1_max_bytes={l1_max_bytes!r}: give a number of bytes, 0 or more")
     _check_namespace(namespace, "namespace")
     drain = seconds(drain_for, "drain_for")
     lease, silence, connecting = (
@@ -88,7 +88,7 @@ def checked(
         )
     if lease > _LONGEST_LEASE:
         raise ConfigurationError(
-            f"lease_for={lease_for!r} is more than a day: a loader that dies would block its key that long"
+            f"lease_for={lease_for!r} is more than a day: give less, because a loader that dies blocks its key so long"
         )
     key = secret.encode() if isinstance(secret, str) else secret
     if not isinstance(key, bytes) or len(key) > 64:
@@ -105,7 +105,7 @@ def checked_reports(reports: object, release: object) -> tuple[bool, str]:
         ConfigurationError: `reports` or `release` is of the wrong type.
     """
     if not isinstance(reports, bool):
-        raise ConfigurationError(f"reports={reports!r} is neither True nor False")
+        raise ConfigurationError(f"reports={reports!r}: give True or False")
     if not isinstance(release, str):
         raise ConfigurationError(
             f"release={release!r} is not text: give text that changes with each deploy, such as '2026-11-29'"
@@ -184,7 +184,7 @@ def _switch(variables: Mapping[str, str], name: str) -> bool | None:
     """Return the value of a boolean variable, or None if it is not set."""
     text = variables.get(name, "").strip() or None
     if text is not None and text.lower() not in _YES + _NO:
-        raise ConfigurationError(f"{name}={text!r} is neither {', '.join(_YES)} nor {', '.join(_NO)}")
+        raise ConfigurationError(f"{name}={text!r}: give one of {', '.join(_YES + _NO)}")
     return None if text is None else text.lower() in _YES
 
 

@@ -43,26 +43,26 @@ class StoreConformance:
         await store.commit(lease, entry, ANY)
         return entry
 
-    async def test_nothing_is_there_at_first(self, store: LeasingStore) -> None:
+    async def test_new_store_holds_no_entry(self, store: LeasingStore) -> None:
         """An entry that was never stored is None, and None is not an error."""
         assert await store.read("k", ANY) is None
         assert store.peek("k") is None
 
-    async def test_a_committed_entry_is_read_as_it_was_stamped(self, store: LeasingStore) -> None:
+    async def test_read_returns_committed_entry_unchanged(self, store: LeasingStore) -> None:
         """Deadlines, version, tag version and tags come back as they were stamped."""
         lease = await self.take(store, "k")
         entry = stamp({"a": [1, None, "x"]}, self.policy, 1_800_000_000.25, lease.version, lease.tag_version)
         await store.commit(lease, entry, ANY)
         assert await store.read("k", ANY) == entry
 
-    async def test_none_is_a_value(self, store: LeasingStore) -> None:
+    async def test_none_is_stored_as_a_value(self, store: LeasingStore) -> None:
         """A stored None is an entry."""
         await self.put(store, "k", None)
         entry = await store.read("k", ANY)
         assert entry is not None
         assert entry.value is None
 
-    async def test_keys_are_not_mixed_up(self, store: LeasingStore) -> None:
+    async def test_entries_of_unusual_keys_are_kept_apart(self, store: LeasingStore) -> None:
         """Odd keys are stored apart, like all others."""
         odd = ["a", "{a}", "}x", "a:l", "%7Da", "", "일", "a\ud800b", "x" * 500, "x" * 499 + "y", "a b\r\n"]
         for number, key in enumerate(odd):
@@ -72,7 +72,7 @@ class StoreConformance:
             assert entry is not None
             assert entry.value == number
 
-    async def test_a_lease_has_one_holder(self, store: LeasingStore) -> None:
+    async def test_second_token_is_refused_while_the_first_holds_the_lease(self, store: LeasingStore) -> None:
         """A second token is refused, with the time to wait; the first token gets its own lease again."""
         lease = await self.take(store, "k", "a", 30)
         held = await store.acquire("k", "b", 30, 0, ANY)
@@ -83,7 +83,7 @@ class StoreConformance:
         assert isinstance(again, Lease)
         assert again.version == lease.version
 
-    async def test_a_released_lease_is_free(self, store: LeasingStore) -> None:
+    async def test_next_token_gets_the_lease_after_its_holder_releases_it(self, store: LeasingStore) -> None:
         """After a release the next token gets the lease; a release with another token has no effect."""
         lease = await self.take(store, "k", "a")
         await store.release(lease._replace(token="b"))
@@ -91,13 +91,13 @@ class StoreConformance:
         await store.release(lease)
         assert isinstance(await store.acquire("k", "b", 30, 0, ANY), Lease)
 
-    async def test_a_lease_whose_grant_never_arrived_can_be_released(self, store: LeasingStore) -> None:
+    async def test_release_with_version_0_frees_a_lease_whose_grant_was_lost(self, store: LeasingStore) -> None:
         """Version 0 matches any lease with this token."""
         await self.take(store, "k", "a")
         await store.release(Lease("k", "a", 0, 0))
         assert isinstance(await store.acquire("k", "b", 30, 0, ANY), Lease)
 
-    async def test_a_seized_lease_is_taken_from_its_holder(self, store: LeasingStore) -> None:
+    async def test_seize_removes_entry_and_rejects_commit_of_previous_holder(self, store: LeasingStore) -> None:
         """Seizing invalidates the key: earlier loads cannot commit, and the commit of the seized lease counts."""
         old = await self.put(store, "k", 1)
         before = await self.take(store, "k", "a")
@@ -111,8 +111,10 @@ class StoreConformance:
         assert found is not None
         assert (found.value, found.version) == (2, lease.version)
 
-    async def test_a_seized_lease_is_lost_to_whatever_comes_later(self, store: LeasingStore) -> None:
-        """An invalidation, a tag's and another seizure reject the commit."""
+    async def test_entry_of_seized_lease_is_not_read_after_invalidation_or_another_seize(
+        self, store: LeasingStore
+    ) -> None:
+        """An invalidation of the key or of its tag, or another seizure, outdates the entry."""
         for later in (
             lambda: store.invalidate("k"),
             lambda: store.invalidate_tag("t1"),
@@ -125,18 +127,20 @@ class StoreConformance:
             await self.is_refused(store.commit(lease, entry, ANY))
             assert await store.read("k", ANY) is None
 
-    async def test_versions_grow(self, store: LeasingStore) -> None:
+    async def test_each_new_entry_of_a_key_has_a_greater_version(self, store: LeasingStore) -> None:
         """Every lease of a key has a greater version than the entry before it."""
         versions = [(await self.put(store, "k", number)).version for number in range(20)]
         assert versions == sorted(set(versions))
 
-    async def test_acquire_returns_an_entry_newer_than_the_known_one(self, store: LeasingStore) -> None:
+    async def test_acquire_returns_entry_newer_than_the_known_version_else_a_lease(self, store: LeasingStore) -> None:
         """Acquire returns an entry that is newer than the known one, or the lease if there is none."""
         entry = await self.put(store, "k", 1)
         assert await store.acquire("k", "b", 30, entry.version - 1, ANY) == entry
         assert isinstance(await store.acquire("k", "b", 30, entry.version, ANY), Lease)
 
-    async def test_what_is_loaded_after_a_refusal_is_newer_than_its_clock(self, store: LeasingStore) -> None:
+    async def test_lease_granted_after_a_refusal_is_newer_than_the_time_of_the_refusal(
+        self, store: LeasingStore
+    ) -> None:
         """`Held.now` separates values loaded before the request from values loaded after it."""
         lease = await self.take(store, "k", "a")
         held = await store.acquire("k", "b", 30, NEWEST, ANY)
@@ -145,7 +149,7 @@ class StoreConformance:
         await store.release(lease)
         assert (await self.take(store, "k", "c")).version > held.now
 
-    async def test_the_stores_clock_is_that_of_versions(self, store: LeasingStore) -> None:
+    async def test_store_clock_separates_earlier_from_later_versions(self, store: LeasingStore) -> None:
         """Values loaded earlier are older than the store's clock, and values loaded later are newer."""
         before = await self.put(store, "k", 1)
         now = await store.now()
@@ -155,7 +159,7 @@ class StoreConformance:
         assert isinstance(store.sent, int)
         assert not store.has_pending
 
-    async def test_leases_asked_for_at_once_do_not_mix(self, store: LeasingStore) -> None:
+    async def test_concurrent_lease_requests_each_get_their_own_answer(self, store: LeasingStore) -> None:
         """Each caller gets the answer to its own request, whatever other callers get."""
         await self.put(store, "stored", 1)
         await self.take(store, "taken", "somebody")
@@ -175,7 +179,7 @@ class StoreConformance:
             assert (lease.key, lease.token) == (key, f"mine of {key}")
             await store.commit(lease, stamp(1, self.policy, START, lease.version, lease.tag_version), ANY)
 
-    async def test_a_commit_without_the_lease_is_rejected(self, store: LeasingStore) -> None:
+    async def test_commit_without_the_lease_is_rejected(self, store: LeasingStore) -> None:
         """If the lease was released or never held, a commit raises LeaseLost and stores nothing."""
         lease = await self.take(store, "k", "a")
         await store.release(lease)
@@ -184,14 +188,14 @@ class StoreConformance:
             assert await self.is_refused(store.commit(stale, entry, ANY))
         assert await store.read("k", ANY) is None
 
-    async def test_a_renewal_without_the_lease_fails(self, store: LeasingStore) -> None:
+    async def test_renewal_after_release_raises_lease_lost(self, store: LeasingStore) -> None:
         """The renewal tells a holder that it has lost its lease."""
         lease = await self.take(store, "k", "a")
         await store.renew(lease, 30)
         await store.release(lease)
         assert await self.is_refused(store.renew(lease, 30))
 
-    async def test_an_invalidation_removes_the_entry_and_fences_the_load(self, store: LeasingStore) -> None:
+    async def test_invalidation_removes_entry_and_rejects_commit_of_running_load(self, store: LeasingStore) -> None:
         """A load that ran during the invalidation cannot commit; the next load can."""
         await self.put(store, "k", 1)
         lease = await self.take(store, "k", "a")
@@ -202,7 +206,7 @@ class StoreConformance:
         assert await store.read("k", ANY) is None
         assert (await self.put(store, "k", 3)).version > lease.version
 
-    async def test_a_tag_outdates_its_entries_only(self, store: LeasingStore) -> None:
+    async def test_tag_invalidation_removes_only_entries_with_this_tag(self, store: LeasingStore) -> None:
         """Entries with other tags or none stay; entries loaded afterwards count."""
         for key, tags in (("both", ("x", "y")), ("x", ("x",)), ("y", ("y",)), ("none", ())):
             await self.put(store, key, key, tags)
@@ -212,7 +216,7 @@ class StoreConformance:
         await self.put(store, "x", "again", ("x",))
         assert await store.read("x", ANY) is not None
 
-    async def test_clear_outdates_everything(self, store: LeasingStore) -> None:
+    async def test_clear_removes_entries_with_and_without_tags(self, store: LeasingStore) -> None:
         """Clear outdates entries with and without tags."""
         await self.put(store, "a", 1, ("x",))
         await self.put(store, "b", 2)
@@ -220,7 +224,7 @@ class StoreConformance:
         assert await store.read("a", ANY) is None
         assert await store.read("b", ANY) is None
 
-    async def test_a_tag_outdates_what_was_loading(self, store: LeasingStore) -> None:
+    async def test_entry_whose_tag_is_invalidated_during_its_load_is_not_read(self, store: LeasingStore) -> None:
         """The tag version counts from when the load began, not from when it was committed."""
         lease = await self.take(store, "k", "a")
         await store.invalidate_tag("t1")
@@ -229,7 +233,9 @@ class StoreConformance:
         assert await store.read("k", ANY) is None
         assert store.peek("k") is None
 
-    async def test_after_a_failure_every_process_backs_off(self, store: LeasingStore) -> None:
+    async def test_lease_request_after_a_failure_is_refused_with_pause_and_failure_count(
+        self, store: LeasingStore
+    ) -> None:
         """Each process learns how often loads failed; `force` gets the lease anyway, and the count goes on."""
         lease = await self.take(store, "k", "a")
         await store.release(lease, pause=20)
@@ -245,7 +251,9 @@ class StoreConformance:
         assert isinstance(held, Held)
         assert held.failures == 2
 
-    async def test_a_tag_that_nothing_carries_is_passed_over_without_a_version(self, store: LeasingStore) -> None:
+    async def test_announced_invalidation_of_unused_tag_is_remembered_without_a_version(
+        self, store: LeasingStore
+    ) -> None:
         """A process that stores an entry with the tag later, without an earlier announcement, can detect this."""
         tag, before = "host:a\nurl:/x", store.heard
         newest = store.tag_versions.newest
@@ -255,7 +263,7 @@ class StoreConformance:
         assert not await store.was_passed_over((tag,), store.heard)
         assert not await store.was_passed_over(("host:a\nurl:/z",), before)
 
-    async def test_a_tag_of_a_load_or_an_entry_gets_a_version(self, store: LeasingStore) -> None:
+    async def test_announced_invalidation_outdates_loads_and_entries_with_the_tag(self, store: LeasingStore) -> None:
         """An announced tag gets a version from the moment when the load may begin."""
         tag = "host:a\nurl:/x"
         lease = await store.acquire("k", "a", 30, NEWEST, ANY, tags=(tag, "other"))

@@ -66,8 +66,8 @@ def raised(cache: Cache) -> set[str]:
     return {tag for tag, _ in cache.engine.store.tag_versions.since(0)}
 
 
-class TestNeverCached:
-    async def test_a_request_costs_one_command_before_and_one_after_and_no_message(self, server: Server, no_heartbeats):
+class TestUncachedURLs:
+    async def test_write_request_sends_two_commands_and_publishes_nothing(self, server: Server, no_heartbeats):
         redis = Redis.from_url(server.url)
         async with (
             Cache(server.url, timeout=30) as cache,
@@ -94,7 +94,9 @@ class TestNeverCached:
 
     @pytest.mark.uncounted
     @pytest.mark.parametrize("in_redis", [False, True])
-    async def test_more_than_are_remembered_outdate_nothing_else(self, server: Server, monkeypatch, in_redis):
+    async def test_posts_to_more_urls_than_remembered_tags_leave_cached_entries_fresh(
+        self, server: Server, monkeypatch, in_redis
+    ):
         monkeypatch.setattr(shared_tag_versions, "_MOST_TAGS", 20)
         async with Cache(server.url, timeout=30) if in_redis else Cache(clock=FakeClock()) as cache:
             store = cache.engine.store
@@ -110,7 +112,7 @@ class TestNeverCached:
             assert len(raised(cache)) <= 1
             assert cache.engine.store.peek("k") is not None
 
-    async def test_what_a_memory_store_has_forgotten_of_many_loads_is_outdated(self, monkeypatch):
+    async def test_memory_store_raises_tag_of_unloaded_url_when_too_many_loads_run(self, monkeypatch):
         monkeypatch.setattr("swr.stores.memory._MOST_SEARCHED", 0)
         rows = Rows()
         rows.gate = anyio.Event()
@@ -152,9 +154,9 @@ class Fleet:
 FIELDS = [{"accept-language": "de"}, {"accept-language": "en"}, {}]
 
 
-class TestCached:
+class TestCachedURLs:
     @pytest.mark.uncounted
-    async def test_all_variants_in_all_processes_are_outdated(self, server: Server):
+    async def test_write_invalidates_all_variants_in_all_processes(self, server: Server):
         rows = Rows({"vary": "accept-language"})
         async with Fleet(server, rows) as (fleet, one, other):
             for turn in range(1, 4):
@@ -171,7 +173,7 @@ class TestCached:
                     assert await answers(one, fields) == str(turn + 1)
                 assert rows.loads == loads + len(FIELDS)
 
-    async def test_a_load_under_way_in_another_process_is_outdated(self, server: Server):
+    async def test_write_supersedes_load_under_way_in_another_process(self, server: Server):
         rows = Rows()
         async with Fleet(server, rows) as (_, one, other):
             rows.gate = anyio.Event()
@@ -184,7 +186,7 @@ class TestCached:
             assert await answers(other) == "2"
             assert await answers(one) == "2"
 
-    async def test_a_load_in_the_process_itself_is_outdated(self):
+    async def test_write_supersedes_load_under_way_in_same_process(self):
         rows = Rows()
         rows.gate = anyio.Event()
         async with Cache(clock=FakeClock()) as cache, client(SWRMiddleware(rows, cache)) as http:
@@ -199,7 +201,7 @@ class TestCached:
     @pytest.mark.uncounted
     @pytest.mark.parametrize("lost", LOSSES, ids=" ".join)
     @pytest.mark.parametrize("since", ["nothing", "another load"])
-    async def test_what_redis_has_lost_keeps_nothing_from_being_outdated(self, server: Server, lost, since):
+    async def test_write_invalidates_url_although_redis_has_lost_keys(self, server: Server, lost, since):
         rows = Rows()
         async with Fleet(server, rows) as (_, one, other):
             assert await answers(one) == "1"
@@ -218,7 +220,7 @@ class TestCached:
     @pytest.mark.uncounted
     @pytest.mark.parametrize("key", KEYS[:2])
     @pytest.mark.parametrize("kind", ["a text", "a list"])
-    async def test_nor_what_somebody_has_put_in_its_place(self, server: Server, key, kind):
+    async def test_write_invalidates_url_although_foreign_value_replaced_a_key(self, server: Server, key, kind):
         rows = Rows()
         async with Fleet(server, rows) as (_, one, _):
             assert await answers(one) == "1"
@@ -230,7 +232,7 @@ class TestCached:
             assert await answers(one) == "2"
 
     @pytest.mark.parametrize("key", KEYS[:2])
-    async def test_an_older_copy_of_one_key_outdates_everything(self, server: Server, key):
+    async def test_write_invalidates_url_although_older_copy_of_a_key_was_restored(self, server: Server, key):
         rows = Rows()
         async with Fleet(server, rows) as (_, one, other):
             await one.get("/warm")
@@ -241,7 +243,7 @@ class TestCached:
             await other.post("/x")
             assert await answers(other) == "2"
 
-    async def test_after_a_clear_loads_announce_their_urls_again(self, server: Server):
+    async def test_loads_announce_their_urls_again_after_clear(self, server: Server):
         rows = Rows()
         async with Fleet(server, rows) as (fleet, one, other):
             assert await answers(one) == "1"
@@ -257,7 +259,7 @@ class TestCached:
             )
             assert await answers(one) == "2"
 
-    async def test_a_clear_while_the_lease_is_taken_costs_one_more_announcement(self, server: Server):
+    async def test_url_is_announced_again_when_clear_comes_during_lease_request(self, server: Server):
         tags = ("host:x\nurl:/x",)
         async with Cache(server.url, timeout=30) as one, Cache(server.url, timeout=30) as other:
             await other.engine.ready()
@@ -281,7 +283,7 @@ class TestCached:
 
 class TestOlderData:
     @pytest.mark.parametrize("remembered", [10_000, 1])
-    async def test_a_server_that_restarts_with_older_data_is_told_again(
+    async def test_server_restarted_with_older_data_gets_announcements_again_or_is_cleared(
         self, own_server: Server, monkeypatch, remembered
     ):
         monkeypatch.setattr("swr.stores.redis.invalidations._MOST", remembered)
@@ -304,7 +306,7 @@ class TestOlderData:
             assert {own_server.command("GETBIT", KEYS[0], bit) for bit in bits} == {b":1\r\n"}
             assert cache.engine.store.tag_versions.cleared == cleared
 
-    async def test_what_was_passed_over_before_a_process_repeats_its_announcements_is_outdated(self, server: Server):
+    async def test_invalidation_skipped_for_a_lost_announcement_applies_after_reconnect(self, server: Server):
         """The server of the tag versions has lost its last writes; that of the entries, another master, has not."""
         rows = Rows()
         async with Fleet(server, rows) as (fleet, one, other):
@@ -325,8 +327,8 @@ class TestOlderData:
                     await anyio.sleep(0.01)
 
 
-class TestUnannounced:
-    async def test_what_is_loaded_while_redis_takes_no_writes_is_outdated_by_every_process(self, server: Server):
+class TestUnannouncedLoads:
+    async def test_url_loaded_while_redis_refuses_writes_is_invalidated_by_any_process(self, server: Server):
         rows = Rows()
         async with Fleet(server, rows) as (fleet, one, other):
             await fleet.one.engine.ready()
@@ -348,7 +350,7 @@ class TestUnannounced:
             await until(lambda: fleet.one.engine.store._pending.is_empty)
             assert await answers(one) == "3"
 
-    async def test_nor_does_a_load_outlast_the_refusal_that_was_under_way(self, server: Server):
+    async def test_load_begun_while_redis_refused_writes_is_superseded_by_a_later_write(self, server: Server):
         rows = Rows()
         async with Fleet(server, rows) as (fleet, one, other):
             await fleet.one.engine.ready()
@@ -364,7 +366,7 @@ class TestUnannounced:
                 rows.gate.set()
             assert await answers(one) == "2"
 
-    async def test_a_change_by_the_process_itself_counts_while_its_loads_are_not_announced(self):
+    async def test_own_write_invalidates_entry_whose_load_was_not_announced(self):
         clock = FakeClock()
         async with fleet(1, clock) as (process,):
             cache, rows = cache_on(process, clock), Rows()
@@ -377,7 +379,7 @@ class TestUnannounced:
                 await http.post("/x")
                 assert await answers(http) == "2"
 
-    async def test_of_more_than_are_remembered_nothing_is_kept(self, server: Server, monkeypatch):
+    async def test_all_unannounced_urls_are_invalidated_when_too_many_to_remember(self, server: Server, monkeypatch):
         monkeypatch.setattr("swr.stores.pending._MOST", 1)
         rows = Rows()
         async with Fleet(server, rows) as (fleet, one, other):
@@ -395,7 +397,7 @@ class TestUnannounced:
             for path in ("/x", "/y", "/z"):
                 assert (await one.get(path)).text == "2"
 
-    async def test_what_is_loaded_while_others_are_announced_is_announced_next(self):
+    async def test_load_during_replay_is_announced_by_the_next_replay(self):
         link = FlakyStore(MemoryStore())
         pending = Pending(link)
         pending.open()
@@ -437,9 +439,7 @@ class Post:
 class TestPost:
     @pytest.mark.parametrize("known", [False, True])
     @pytest.mark.parametrize("before", [False, True])
-    async def test_an_answer_that_stands_for_get_is_stored_unless_another_process_changed_it(
-        self, server: Server, known, before
-    ):
+    async def test_post_answer_with_content_location_is_stored_for_get(self, server: Server, known, before):
         app = Post()
         async with Fleet(server, app) as (_, one, other):
             if known:
@@ -451,7 +451,7 @@ class TestPost:
             assert brief(await other.get("/x"))[1:] == ("1", "fresh")
 
     @pytest.mark.parametrize("lost", [False, True])
-    async def test_nor_if_that_was_passed_over(self, server: Server, lost):
+    async def test_post_answer_is_not_served_after_concurrent_put_by_another_process(self, server: Server, lost):
         app = Post()
         async with Fleet(server, app) as (_, one, other):
             await one.get("/warm")
@@ -466,7 +466,7 @@ class TestPost:
             await one.post("/x")
             assert await answers(one) == "2"
 
-    async def test_nor_in_a_cache_without_redis(self):
+    async def test_post_answer_is_not_served_after_concurrent_put_in_a_cache_without_redis(self):
         app = Post()
         async with Cache(clock=FakeClock()) as cache, client(SWRMiddleware(app, cache)) as http:
 
@@ -478,7 +478,7 @@ class TestPost:
             await http.post("/x")
             assert await answers(http) == "2"
 
-    async def test_nor_if_redis_cannot_say(self):
+    async def test_post_answer_is_not_stored_when_redis_cannot_report_changes(self):
         clock = FakeClock()
         async with fleet(1, clock) as (process,):
             cache, app = cache_on(process, clock), Post()

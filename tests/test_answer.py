@@ -69,7 +69,7 @@ def part(first, body, complete=10, etag=b'"a"', **more):
 WHOLE = StoredResponse(200, HEADERS, BODY)
 
 
-def test_a_stored_response_leaves_out_what_is_not_to_be_stored():
+def test_stored_response_leaves_out_fields_that_must_not_be_stored():
     """RFC 9111 3.1, 5.2.2.4, 5.2.2.7."""
     verdict = Verdict(
         Policy(60), "", True, 7, ("x",), strict=True, validate=True, stale_if_error=5.0, hidden=frozenset({b"x-user"})
@@ -84,13 +84,13 @@ def test_a_stored_response_leaves_out_what_is_not_to_be_stored():
 
 
 @pytest.mark.parametrize("status", [200, 203, 301, 404, 503])
-def test_the_whole(status):
+def test_get_receives_whole_stored_response_with_its_status(status):
     stored = StoredResponse(status, HEADERS, BODY)
     assert answer(asking(), stored) == (status, HEADERS, BODY)
 
 
 @pytest.mark.parametrize("status", [200, 404])
-def test_a_head_gets_no_body(status):
+def test_head_receives_fields_of_get_without_body(status):
     """RFC 9110 9.3.2: the fields are those of GET, Content-Length too; a range is for GET alone (14.2)."""
     stored = StoredResponse(status, HEADERS, BODY)
     assert answer(asking("HEAD"), stored) == (status, HEADERS, b"")
@@ -116,7 +116,7 @@ IN_304 = [(b"ETag", b'"a"'), (b"date", NEW_YEAR)]
         {"if_modified_since": NEW_YEAR, "range": b"bytes=2-4"},
     ],
 )
-def test_not_modified(method, fields):
+def test_matching_condition_is_answered_with_304(method, fields):
     """RFC 9110 13.1.2, 13.1.3, 13.2.2, 15.4.5."""
     assert answer(asking(method, **fields), WHOLE) == (304, IN_304, b"")
 
@@ -131,20 +131,20 @@ def test_not_modified(method, fields):
         {"if_range": b'"a"'},
     ],
 )
-def test_what_has_been_modified_is_sent(fields):
+def test_condition_that_does_not_match_is_answered_with_whole_response(fields):
     """RFC 9110 13.1.2, 13.1.3, 13.1.5."""
     assert answer(asking(**fields), WHOLE) == (200, HEADERS, BODY)
 
 
-def test_without_dates_what_came_before_is_not_modified():
-    """RFC 9111 4.3.2: the time that it came stands in for Last-Modified and Date."""
+def test_if_modified_since_uses_creation_time_without_last_modified_and_date():
+    """RFC 9111 4.3.2: swr takes the creation time if a response has neither Last-Modified nor Date."""
     stored = StoredResponse(200, [], BODY)
     assert answer(asking(if_modified_since=NEW_YEAR), stored) == (304, [], b"")
     assert answer(asking(if_modified_since=BEFORE), stored) == (200, [], BODY)
 
 
 @pytest.mark.parametrize("status", [203, 301, 404, 503])
-def test_only_a_200_is_conditional_or_partial(status):
+def test_status_other_than_200_ignores_conditions_and_ranges(status):
     """RFC 9110 13.2.1, 14.2."""
     stored = StoredResponse(status, HEADERS, BODY)
     for fields in ({"if_none_match": b'"a"'}, {"if_modified_since": NEW_YEAR}, {"range": b"bytes=2-4"}):
@@ -166,8 +166,8 @@ def test_only_a_200_is_conditional_or_partial(status):
         ({"range": b"bytes=2-4", "if_modified_since": b"yesterday"}, b"bytes 2-4/10", b"234"),
     ],
 )
-def test_a_range_of_the_whole(fields, place, body):
-    """RFC 9110 14.2, 15.3.7: with all fields that a 200 has, in its own place and length."""
+def test_range_of_whole_response_is_answered_with_206(fields, place, body):
+    """RFC 9110 14.2, 15.3.7: the answer has all fields of the 200, and its own Content-Range and Content-Length."""
     status, headers, found = answer(asking(**fields), WHOLE)
     kept = [pair for pair in HEADERS if pair[0] != b"Content-Length"]
     assert (status, found) == (206, body)
@@ -188,15 +188,15 @@ def test_a_range_of_the_whole(fields, place, body):
         {"range": b"bytes=10-", "if_range": b'"b"'},
     ],
 )
-def test_a_range_that_is_disregarded(fields):
+def test_invalid_or_outdated_range_is_answered_with_whole_response(fields):
     """RFC 9110 13.1.5, 14.2."""
     assert answer(asking(**fields), WHOLE) == (200, HEADERS, BODY)
 
 
 @pytest.mark.parametrize("fields", [{"range": b"bytes=10-"}, {"range": b"bytes=-0"}])
 @pytest.mark.parametrize("stored", [WHOLE, part(2, b"234")])
-def test_nothing_that_there_is(fields, stored):
-    """RFC 9110 15.5.17: says how long the whole is, and nothing of it."""
+def test_range_beyond_the_end_is_answered_with_416_and_complete_length(fields, stored):
+    """RFC 9110 15.5.17: the answer gives the complete length and has no body."""
     expected = [(b"content-range", b"bytes */10"), (b"content-length", b"0")]
     assert answer(asking(**fields), stored) == (416, expected, b"")
     assert answer(asking(**fields, if_range=b'"a"'), stored) == (416, expected, b"")
@@ -210,7 +210,7 @@ def test_nothing_that_there_is(fields, stored):
         (b"bytes=6-6", b"bytes 6-6/10", b"6"),
     ],
 )
-def test_a_range_of_a_stored_part(value, place, body):
+def test_range_within_stored_part_counts_from_beginning_of_whole(value, place, body):
     """RFC 9111 3.3: positions count from the beginning of the whole."""
     status, headers, found = answer(asking(range=value), part(2, b"23456"))
     assert (status, found) == (206, body)
@@ -218,7 +218,7 @@ def test_a_range_of_a_stored_part(value, place, body):
 
 
 @pytest.mark.parametrize("status", [None, b"swr; fwd=stale"])
-def test_what_is_sent_says_how_old_it_is_and_where_it_comes_from(status):
+def test_answer_carries_age_state_and_cache_status(status):
     """RFC 9111 5.1, RFC 9211 2."""
     sent = []
     stored = StoredResponse(200, HEADERS, BODY, initial_age=100)
@@ -234,14 +234,14 @@ def test_what_is_sent_says_how_old_it_is_and_where_it_comes_from(status):
     ]
 
 
-def test_the_marks_of_what_was_just_confirmed():
+def test_confirmed_response_carries_its_age_and_the_state_missing():
     found = validated(entry_of(StoredResponse(200, [], b"", initial_age=3)), NOW + 1, b"swr; fwd=stale; fwd-status=304")
     expected = [(b"age", b"4"), (b"swr-state", b"missing"), (b"cache-status", b"swr; fwd=stale; fwd-status=304")]
     assert found == expected
 
 
-def test_the_marks_of_what_passes_through():
-    """RFC 9211 2: a list that every cache adds itself to; the state is one."""
+def test_passed_through_response_keeps_cache_status_of_others_and_not_their_state():
+    """RFC 9211 2: each cache appends itself to Cache-Status, but there is one SWR-State."""
     message = {"type": "x", "status": 200, "headers": [(b"SWR-State", b"fresh"), (b"Cache-Status", b"up; hit")]}
     mine = [(b"swr-state", b"missing"), (b"cache-status", b"swr; fwd=uri-miss")]
     found = marked(message, b"swr; fwd=uri-miss")
@@ -249,7 +249,7 @@ def test_the_marks_of_what_passes_through():
     assert marked({"type": "x"}, b"swr; fwd=uri-miss") == {"type": "x", "headers": mine}
 
 
-def test_what_is_a_response():
+def test_is_response_rejects_list_of_variants_and_none():
     assert is_response(entry_of(WHOLE))
     assert not is_response(entry_of(Varies(("a",))))
     assert not is_response(None)
@@ -258,7 +258,7 @@ def test_what_is_a_response():
 # -- the fresh hit ------------------------------------------------------------------------------------------------
 
 
-def test_what_a_fresh_hit_sends():
+def test_ready_fresh_hit_holds_headers_of_200_and_304():
     """RFC 9111 5.1, RFC 9211 2.4, RFC 9110 15.4.5."""
     stored = StoredResponse(200, HEADERS, BODY, initial_age=100)
     ready = make_ready(entry_of(stored), NOW + 7.25, None, None)
@@ -277,8 +277,8 @@ def test_what_a_fresh_hit_sends():
         (404, HEADERS, None),
     ],
 )
-def test_a_glance_at_the_condition(status, headers, expected):
-    """RFC 9110 13.2.1: only a 200 with an entity tag is a 304 to those who have just that."""
+def test_only_200_with_valid_entity_tag_prepares_a_304(status, headers, expected):
+    """RFC 9110 13.2.1: only a 200 with an entity tag is answered with a 304 to clients that hold the same tag."""
     assert make_ready(entry_of(StoredResponse(status, headers, BODY)), NOW, None, None).etag == expected
 
 
@@ -295,14 +295,14 @@ def test_a_glance_at_the_condition(status, headers, expected):
         (NOW + 0.5, 0.25, NOW + 0.5, NOW + 0.75),
     ],
 )
-def test_how_long_it_may_be_sent(created_at, fresh_for, now, until):
-    """Until a second of `Age` or of `ttl` has passed: the fields are to the second what they would be again."""
+def test_ready_headers_expire_when_age_or_ttl_changes(created_at, fresh_for, now, until):
+    """`Age` and `ttl` count whole seconds, so the ready fields hold until either changes."""
     assert make_ready(entry_of(WHOLE, Policy(fresh_for), created_at), now, None, None).until == until
 
 
 @given(st.integers(0, 8), st.integers(1, 40), st.integers(0, 39), st.integers(0, 16))
-def test_what_is_ready_is_what_would_be_made_anew(begun, fresh, at, later):
-    """In quarters of a second, which floats know exactly."""
+def test_ready_headers_equal_new_ones_until_they_expire(begun, fresh, at, later):
+    """The times are quarters of a second, which floats represent exactly."""
     entry = entry_of(WHOLE, Policy(fresh / 4), NOW + begun / 4)
     now = entry.created_at + min(at, fresh - 1) / 4
     ready = make_ready(entry, now, None, None)
@@ -333,8 +333,8 @@ def test_what_is_ready_is_what_would_be_made_anew(begun, fresh, at, later):
         (b"x", b"234", None),
     ],
 )
-def test_the_place_of_a_part(place, body, expected):
-    """RFC 9111 3.3, RFC 9110 14.4: what does not say where it belongs cannot be used."""
+def test_part_is_stored_only_with_valid_content_range(place, body, expected):
+    """RFC 9111 3.3, RFC 9110 14.4: a part without a valid place cannot be used."""
     stored = StoredResponse(206, [(b"Content-Range", place)], body, shared=True, initial_age=3)
     found = part_of(stored)
     assert (None if found is None else (found.first, found.complete)) == expected
@@ -342,8 +342,8 @@ def test_the_place_of_a_part(place, body, expected):
         assert found == StoredResponse(206, stored.headers, body, True, 3, first=expected[0], complete=expected[1])
 
 
-def test_without_a_place_or_with_two_it_is_none():
-    """RFC 9110 15.3.7.2: several ranges have theirs in the body."""
+def test_response_without_exactly_one_content_range_is_no_part():
+    """RFC 9110 15.3.7.2: a response with several ranges has their places in its body."""
     assert part_of(StoredResponse(206, [], b"234")) is None
     assert part_of(StoredResponse(206, [(b"content-range", b"bytes 2-4/10")] * 2, b"234")) is None
 
@@ -371,18 +371,18 @@ def test_without_a_place_or_with_two_it_is_none():
         ({"range": b"bytes=10-", "if_range": b'"b"'}, False),
     ],
 )
-def test_what_a_part_answers(fields, expected):
-    """RFC 9111 3.3: only a request for what is within it."""
+def test_stored_part_answers_only_ranges_within_it(fields, expected):
+    """RFC 9111 3.3: a stored part answers only requests for bytes within it."""
     assert answers_range(asking(**fields).fields, part(2, b"23456"), 0) is expected
 
 
-def test_the_last_of_a_part_at_the_end():
+def test_stored_part_at_the_end_answers_suffix_ranges_within_it():
     assert answers_range(asking(range=b"bytes=-3").fields, part(7, b"789"), 0)
     assert answers_range(asking(range=b"bytes=8-").fields, part(7, b"789"), 0)
     assert not answers_range(asking(range=b"bytes=-4").fields, part(7, b"789"), 0)
 
 
-def test_the_whole_is_no_part():
+def test_whole_response_is_not_treated_as_part():
     assert not answers_range(asking(range=b"bytes=2-4").fields, WHOLE, 0)
 
 
@@ -399,7 +399,7 @@ def test_the_whole_is_no_part():
         ((4, b"4"), (5, b"56789"), 4, b"456789"),
     ],
 )
-def test_two_parts_are_one(known, new, first, body):
+def test_adjacent_or_overlapping_parts_are_joined(known, new, first, body):
     """RFC 9111 3.4, RFC 9110 15.3.7.3."""
     found = combined(part(*known), part(*new))
     assert (found.status, found.first, found.body, found.complete) == (206, first, body, 10)
@@ -412,7 +412,7 @@ def test_two_parts_are_one(known, new, first, body):
     ("known", "new"),
     [((0, b"01234"), (5, b"56789")), ((5, b"56789"), (0, b"01234")), ((0, BODY), (3, b"345")), ((3, b"3"), (0, BODY))],
 )
-def test_parts_that_make_the_whole_are_a_200(known, new):
+def test_parts_that_cover_everything_are_joined_to_a_200(known, new):
     """RFC 9111 3.4: then it is a complete response, without Content-Range."""
     found = combined(part(*known), part(*new))
     expected = [(b"ETag", b'"a"'), (b"content-length", b"10")]
@@ -420,8 +420,8 @@ def test_parts_that_make_the_whole_are_a_200(known, new):
     assert answer(asking(), found) == (200, expected, BODY)
 
 
-def test_the_new_part_goes_before_the_known_one():
-    """RFC 9111 3.4, 3.2: its fields, its bytes and what may be done with it."""
+def test_new_part_overrides_fields_and_bytes_of_known_part():
+    """RFC 9111 3.4, 3.2: the new part decides on fields, bytes and directives."""
     known = part(0, b"0123", shared=False, initial_age=9, strict=True)
     known.headers += [(b"x", b"old"), (b"y", b"old")]
     new = part(2, b"XX45", shared=True, initial_age=1, validate=True, stale_if_error=3.0)
@@ -451,13 +451,13 @@ def test_the_new_part_goes_before_the_known_one():
         (part(0, b"012", complete=11), part(3, b"345")),
     ],
 )
-def test_what_may_not_be_joined_is_the_new_part(known, new):
-    """RFC 9111 3.4: only what shares a strong validator, and leaves no gap."""
+def test_new_part_replaces_known_part_that_cannot_be_joined(known, new):
+    """RFC 9111 3.4: parts are joined only if they share a strong validator and leave no gap."""
     assert combined(known, new) is new
 
 
 @given(st.integers(0, 9), st.integers(1, 10), st.integers(0, 9), st.integers(1, 10))
-def test_joined_parts_hold_every_byte_of_both(one, length, other, size):
+def test_joined_part_holds_every_byte_of_both_parts(one, length, other, size):
     """RFC 9111 3.4."""
     known, new = part(one, BODY[one : one + length]), part(other, BODY[other : other + size])
     found = combined(known, new)
@@ -477,7 +477,7 @@ FIELDS = st.lists(st.tuples(st.sampled_from(NAMES), FIELD), max_size=6)
 
 @pytest.mark.uncounted
 @given(ASKED, FIELDS, FIELDS, st.binary(max_size=20), st.sampled_from(["GET", "HEAD"]))
-def test_no_response_raises(asked, headers, others, body, method):
+def test_arbitrary_fields_and_bodies_raise_no_error(asked, headers, others, body, method):
     request, stored = asking(method, **asked), as_stored(200, headers, body, Verdict(Policy(1)))
     status, sent, content = answer(request, stored)
     assert status in (200, 206, 304, 416)

@@ -58,7 +58,7 @@ WAYS = {
 
 @pytest.mark.parametrize("handler", [None, Exception, LoadTimeout])
 @pytest.mark.parametrize("way", WAYS)
-async def test_the_apps_handlers_see_the_time_out_of_its_own_loader(cache, way, handler):
+async def test_load_timeout_inside_an_endpoint_reaches_the_apps_exception_handlers(cache, way, handler):
     readers = 3
     site = Site(cache, handler)
     method, path, headers = WAYS[way]
@@ -74,7 +74,7 @@ async def test_the_apps_handlers_see_the_time_out_of_its_own_loader(cache, way, 
 
 
 @pytest.mark.parametrize("way", ["rule", "decorator", "behind a guard"])
-async def test_what_is_stored_answers_for_a_time_out_of_the_apps_loader(cache, clock, way, caplog):
+async def test_stale_fallback_answers_when_a_loader_inside_the_endpoint_times_out(cache, clock, way, caplog):
     site = Site(cache, None)
     method, path, headers = WAYS[way]
     async with client(site.app) as http:
@@ -90,7 +90,7 @@ async def test_what_is_stored_answers_for_a_time_out_of_the_apps_loader(cache, c
 
 
 @pytest.mark.parametrize("way", ["rule", "decorator", "behind a guard"])
-async def test_the_time_limit_of_a_response_itself_answers_504(cache, way):
+async def test_endpoint_that_exceeds_its_own_hard_timeout_answers_504(cache, way):
     app = FastAPI()
 
     async def endpoint() -> str:

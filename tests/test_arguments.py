@@ -75,7 +75,7 @@ CHANGING = {
 @pytest.mark.parametrize("make", CHANGING.values(), ids=CHANGING)
 @pytest.mark.parametrize("threaded", [False, True], ids=["async", "def"])
 @pytest.mark.parametrize("how", ["positional", "keyword", "var"])
-async def test_a_background_refresh_runs_with_the_arguments_of_the_key(cache, clock, make, threaded, how):
+async def test_background_refresh_uses_arguments_as_they_were_when_called(cache, clock, make, threaded, how):
     seen = []
     options = {"fresh_for": 60, "stale_for": 600}
     if how == "var":
@@ -114,7 +114,7 @@ async def test_a_background_refresh_runs_with_the_arguments_of_the_key(cache, cl
     assert len(seen) == 2
 
 
-async def test_a_reader_who_waits_gets_what_his_arguments_were_when_he_called(cache):
+async def test_load_uses_arguments_as_they_were_although_caller_changes_them_meanwhile(cache):
     gate = anyio.Event()
 
     @cache.cached("rows:{q}", fresh_for=60)
@@ -139,7 +139,7 @@ async def test_a_reader_who_waits_gets_what_his_arguments_were_when_he_called(ca
 
 
 @pytest.mark.parametrize("verb", ["refresh", "outcome", "call"])
-async def test_a_loader_may_change_what_it_is_given(cache, verb):
+async def test_loader_that_changes_its_argument_does_not_change_the_callers_object(cache, verb):
     """Neither its caller nor a second run of the same load sees it."""
 
     @cache.cached("rows:{q}", fresh_for=60)
@@ -151,7 +151,7 @@ async def test_a_loader_may_change_what_it_is_given(cache, verb):
     assert q == {"page": 1}
 
 
-async def test_a_load_that_an_invalidation_supersedes_runs_again_with_the_same_arguments(cache):
+async def test_superseded_load_runs_again_with_the_same_arguments(cache):
     begun, seen = anyio.Event(), []
 
     @cache.cached("rows:{q}", fresh_for=60)
@@ -171,7 +171,7 @@ async def test_a_load_that_an_invalidation_supersedes_runs_again_with_the_same_a
     assert seen == [{"page": 1}, {"page": 1}]
 
 
-async def test_a_default_that_changes_is_what_the_key_saw(cache, clock):
+async def test_background_refresh_uses_default_argument_as_it_was_when_called(cache, clock):
     default = {"page": 1}
 
     @cache.cached("rows:{q}", fresh_for=60, stale_for=600)
@@ -186,7 +186,7 @@ async def test_a_default_that_changes_is_what_the_key_saw(cache, clock):
     assert await rows({"page": 1}) == 1
 
 
-async def test_a_loader_that_asks_for_a_context_is_called_with_the_arguments_of_the_key(cache, clock):
+async def test_loader_with_context_is_refreshed_with_arguments_as_they_were_when_called(cache, clock):
     @cache.cached("rows:{q}", fresh_for=60, stale_for=600)
     async def rows(context: LoadContext[int], q: dict) -> int:
         return q["page"]
@@ -200,7 +200,7 @@ async def test_a_loader_that_asks_for_a_context_is_called_with_the_arguments_of_
     assert await rows({"page": 1}) == 1
 
 
-async def test_an_ignored_argument_is_passed_on_as_it_is(cache):
+async def test_ignored_argument_reaches_the_loader_uncopied(cache):
     session = User(1)
 
     @cache.cached("rows:{q}", fresh_for=60, ignore=("db",))
@@ -222,7 +222,7 @@ class Miscopied(list):
 
 
 @pytest.mark.parametrize(("value", "why"), [(Uncopied([1]), "no copies"), (Miscopied([1]), "copy differs")])
-async def test_an_argument_that_cannot_be_kept_is_refused_by_name(cache, value, why):
+async def test_argument_that_cannot_be_copied_is_refused_by_name(cache, value, why):
     @cache.cached("rows:{q}", fresh_for=60)
     async def rows(q: list) -> int:
         return len(q)
@@ -231,7 +231,7 @@ async def test_an_argument_that_cannot_be_kept_is_refused_by_name(cache, value, 
         await rows(value)
 
 
-async def test_an_object_whose_keyed_attribute_changes_during_the_load_is_refused_by_name(cache, clock):
+async def test_load_fails_when_keyed_attribute_changes_during_it(cache, clock):
     gate = anyio.Event()
     gate.set()
 
@@ -265,7 +265,7 @@ async def test_an_object_whose_keyed_attribute_changes_during_the_load_is_refuse
         gate.set()
 
 
-async def test_an_object_that_changed_before_the_load_began_is_not_loaded(cache, clock):
+async def test_background_refresh_does_not_run_when_keyed_attribute_changed_before_it(cache, clock):
     seen = []
 
     class Orders:
@@ -286,7 +286,7 @@ async def test_an_object_that_changed_before_the_load_began_is_not_loaded(cache,
     assert await orders.top() == "us"
 
 
-async def test_an_attribute_that_only_a_tag_names_must_not_change_either(cache):
+async def test_load_fails_when_attribute_named_only_in_a_tag_changes_during_it(cache):
     """Else the value of group b carried the tag of group a, and outlived the invalidation of b."""
 
     @cache.cached("orders:{user.id}", fresh_for=60, tags=("group:{user.group}",))
@@ -309,8 +309,8 @@ async def test_an_attribute_that_only_a_tag_names_must_not_change_either(cache):
         go.set()
 
 
-class TestMany:
-    async def test_the_other_arguments_are_those_of_the_key(self, cache, clock):
+class TestCachedMany:
+    async def test_batch_refresh_uses_arguments_as_they_were_when_called(self, cache, clock):
         seen = []
 
         @cache.cached_many("top:{item}:{q}", fresh_for=60, stale_for=600)
@@ -328,7 +328,7 @@ class TestMany:
         assert await top(["a", "b"], {"page": 1}) == {"a": 1, "b": 1}
         assert seen == [{"page": 1}, {"page": 1}]
 
-    async def test_items_and_objects_whose_attributes_are_keyed_must_not_change(self, cache):
+    async def test_batch_load_fails_when_keyed_attribute_of_item_or_argument_changes(self, cache):
         gate = anyio.Event()
 
         @cache.cached_many("top:{item.id}:{user.id}", fresh_for=60)
@@ -350,7 +350,7 @@ class TestMany:
                 {"item": item, "user": user}[changed].id = 3
                 gate.set()
 
-    async def test_refreshed_calls_that_are_equal_and_of_other_types_are_two(self, cache):
+    async def test_refreshes_with_equal_arguments_of_different_types_run_separately(self, cache):
         seen = []
 
         @cache.cached_many("top:{item}:{limit}", fresh_for=60)
@@ -367,7 +367,7 @@ class TestMany:
 
 
 @pytest.mark.parametrize("make", CHANGING.values(), ids=CHANGING)
-def test_a_snapshot_is_equal_and_of_the_same_type(make):
+def test_snapshot_equals_original_has_same_type_and_ignores_later_changes(make):
     value = make()
     copied = snapshot(value)
     assert type(copied) is type(value)
@@ -376,14 +376,14 @@ def test_a_snapshot_is_equal_and_of_the_same_type(make):
     assert copied == make() != value
 
 
-def test_a_view_of_a_dict_is_copied_with_it():
+def test_snapshot_of_mapping_proxy_copies_the_dict_behind_it():
     inner = {"page": [1]}
     copied = snapshot(types.MappingProxyType(inner))
     inner["page"].append(2)
     assert copied == {"page": [1]}
 
 
-def test_what_holds_more_than_its_items_show_is_no_part_of_a_key():
+def test_canonical_refuses_query_params_whose_items_hide_repeated_names():
     """`?tag=a&tag=b` and `?tag=b` have the same items."""
     from starlette.datastructures import QueryParams
 
@@ -391,7 +391,7 @@ def test_what_holds_more_than_its_items_show_is_no_part_of_a_key():
         canonical(QueryParams("tag=a&tag=b"))
 
 
-def test_equal_tuples_of_other_classes_and_dicts_in_another_order_that_counts_differ():
+def test_canonical_distinguishes_tuple_classes_and_order_of_ordered_dicts():
     assert canonical(Celsius(20)) != canonical(Fahrenheit(20)) != canonical((20,))
     first, other = collections.OrderedDict(a=1, b=2), collections.OrderedDict(b=2, a=1)
     assert canonical(first) != canonical(other)

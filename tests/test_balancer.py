@@ -181,8 +181,10 @@ def instances(any_server: Server, tmp_path: Path) -> Iterator[list[int]]:
         yield ports
 
 
-def test_every_answer_is_right_and_no_window_is_loaded_more_than_twice(instances: list[int], tmp_path: Path) -> None:
-    """1,000 clients x 50 requests, every number of every group loaded once in the fleet, every invalidation heard once."""
+def test_balanced_instances_answer_correctly_and_load_each_value_at_most_twice(
+    instances: list[int], tmp_path: Path
+) -> None:
+    """1,000 clients x 50 requests; each process hears each invalidation once."""
 
     async def main() -> Truth:
         truth, done = Truth(), asyncio.Event()

@@ -80,15 +80,15 @@ async def ranged(http, first, last):
 
 
 class TestJoinedParts:
-    """Who: a video player that seeks in a file behind the cache, and a client that asks for it byte by byte."""
+    """A video player seeks in a file behind the cache, and a client requests it byte by byte."""
 
-    async def test_are_no_longer_than_a_response_may_be(self, server, written, clock):
+    async def test_joined_parts_never_exceed_the_size_limit_of_a_response(self, server, written, clock):
         async with Cache(server.url, timeout=5, clock=clock) as cache, client(SWRMiddleware(parts, cache)) as http:
             for first in range(0, 3_000_000, 300_000):
                 await ranged(http, first, first + 299_999)
                 assert await written.largest() < 2**20 + 1000
 
-    async def test_one_byte_more_does_not_write_the_whole_again(self, server, written, clock):
+    async def test_part_of_one_byte_does_not_rewrite_large_stored_part(self, server, written, clock):
         async with Cache(server.url, timeout=5, clock=clock) as cache, client(SWRMiddleware(parts, cache)) as http:
             await ranged(http, 0, 899_999)
             before = await written.so_far()
@@ -101,7 +101,7 @@ class TestJoinedParts:
             await ranged(http, 900_000, 1_040_000)
             assert await ranged(http, 5, 1_039_000) == "swr; hit"
 
-    async def test_a_small_part_replaces_one_that_has_run_out(self, server, written, clock):
+    async def test_small_part_replaces_expired_large_part(self, server, written, clock):
         async with Cache(server.url, timeout=5, clock=clock) as cache, client(SWRMiddleware(parts, cache)) as http:
             await ranged(http, 0, 899_999)
             clock.advance(61)
@@ -110,13 +110,13 @@ class TestJoinedParts:
             assert await written.so_far() - before < 300_000
             assert await ranged(http, 7, 7) == "swr; hit"
 
-    async def test_small_ones_are_joined(self, clock):
+    async def test_small_parts_are_joined_and_answer_their_whole_range(self, clock):
         async with Cache(clock=clock) as cache, client(SWRMiddleware(parts, cache)) as http:
             for first in range(30):
                 await ranged(http, first, first)
             assert await ranged(http, 0, 29) == "swr; hit"
 
-    async def test_those_who_wait_for_a_part_that_is_not_stored_are_answered(self, clock):
+    async def test_readers_waiting_for_a_part_that_is_not_stored_are_answered(self, clock):
         gate, begun = anyio.Event(), anyio.Event()
 
         async def app(scope, receive, send):
@@ -138,20 +138,20 @@ class TestJoinedParts:
 
 
 class TestVariants:
-    """Who: a page that varies by language, and a crawler that sends a language of its own each time."""
+    """A page varies by language, and a crawler sends a new language each time."""
 
     async def ask(self, http, language):
         answer = await http.get("/x", headers={"accept-language": language})
         return answer.headers["cache-status"].partition("; ttl")[0]
 
-    async def test_are_no_more_than_allowed(self, clock):
+    async def test_variants_in_memory_never_exceed_max_variants(self, clock):
         async with Cache(clock=clock) as cache, client(SWRMiddleware(App(FRESH), cache, max_variants=5)) as http:
             for number in range(40):
                 await self.ask(http, f"x-{number}")
             assert sum("vary:" in key for key in cache.local.slots) == 5
 
     @pytest.mark.parametrize("l1_max_bytes", [0, 2**26])
-    async def test_are_no_more_than_allowed_in_redis(self, server, clock, l1_max_bytes):
+    async def test_variants_in_redis_never_exceed_max_variants(self, server, clock, l1_max_bytes):
         cache = Cache(server.url, timeout=5, clock=clock, l1_max_bytes=l1_max_bytes)
         async with cache, client(SWRMiddleware(App(FRESH), cache, max_variants=5)) as http:
             for number in range(20):
@@ -166,7 +166,7 @@ class TestVariants:
     @pytest.mark.uncounted
     @pytest.mark.parametrize("is_used", [True, False])
     @pytest.mark.parametrize("times", [1, 3])
-    async def test_foreign_values_do_not_displace_a_good_one(self, clock, is_used, times):
+    async def test_hundred_other_values_do_not_evict_the_first_variant(self, clock, is_used, times):
         async with Cache(clock=clock) as cache, client(SWRMiddleware(App(FRESH), cache, max_variants=8)) as http:
             for _ in range(2 if is_used else 1):
                 await self.ask(http, "en")
@@ -178,7 +178,7 @@ class TestVariants:
             assert await self.ask(http, "en") == "swr; hit"
 
     @pytest.mark.uncounted
-    async def test_a_new_good_one_finds_its_place_among_foreign_ones(self, clock):
+    async def test_variants_used_twice_are_kept_among_many_unused_ones(self, clock):
         async with Cache(clock=clock) as cache, client(SWRMiddleware(App(FRESH), cache, max_variants=8)) as http:
             for number in range(100):
                 await self.ask(http, f"x-{number}")
@@ -189,17 +189,20 @@ class TestVariants:
             assert [await self.ask(http, language) for language in ("de", "fr", "es")] == ["swr; hit"] * 3
 
     @pytest.mark.uncounted
-    async def test_a_new_one_of_4_kb_writes_little_more(self, server, written, clock):
+    async def test_new_variant_of_4_kb_sends_less_than_40_kb_to_redis(self, server, written, clock):
         app = App(FRESH, body=b"x" * 4096)
         async with Cache(server.url, timeout=5, clock=clock) as cache, client(SWRMiddleware(app, cache)) as http:
             for number in range(64):
                 await self.ask(http, f"{number}{'x' * 4000}")
-            before = await written.so_far()
-            await self.ask(http, "y" * 4000)
-            # With the scripts, which are sent each time.
-            assert await written.so_far() - before < 40_000
+            sent = []
+            for letter in "abcde":
+                before = await written.so_far()
+                await self.ask(http, letter * 4000)
+                sent.append(await written.so_far() - before)
+            # With the scripts, which are sent each time. A heartbeat may come between.
+            assert min(sent) < 40_000
 
-    async def test_ones_by_many_fields_have_short_keys(self, clock):
+    async def test_variants_by_sixty_fields_have_keys_below_100_characters(self, clock):
         names = b",".join(b"x-field-number-%d" % number for number in range(60))
         app = App([(b"cache-control", b"max-age=60"), (b"vary", names)])
         async with Cache(clock=clock) as cache, client(SWRMiddleware(app, cache)) as http:
@@ -217,7 +220,7 @@ class TestVariants:
             ({"a": "1"}, {"b": "1"}),
         ],
     )
-    async def test_are_kept_apart(self, clock, one, other):
+    async def test_requests_with_similar_fields_get_different_variants(self, clock, one, other):
         app = App([(b"cache-control", b"max-age=60"), (b"vary", b"a, b")])
         async with Cache(clock=clock) as cache:
             middleware = SWRMiddleware(app, cache)
@@ -238,7 +241,7 @@ class TestVariants:
 
             assert [await ask(fields) for fields in (one, other, one, other)] == [b"1", b"2", b"1", b"2"]
 
-    async def test_processes_that_store_some_at_a_time_lose_none_from_the_list(self, server, clock):
+    async def test_variants_stored_by_two_processes_at_once_are_all_listed(self, server, clock):
         async with Cache(server.url, timeout=5, clock=clock) as one, Cache(server.url, timeout=5, clock=clock) as other:
             apps = [client(SWRMiddleware(App(FRESH), cache, max_variants=100)) for cache in (one, other)]
             async with apps[0] as left, apps[1] as right:
@@ -250,7 +253,7 @@ class TestVariants:
         # What is stored is listed: the rest was dropped again.
         assert await whole_entries(server) == len(listed.value.variants) + 1
 
-    def test_uses_are_remembered_up_to_a_number(self):
+    def test_oldest_use_is_forgotten_after_ten_thousand_uses(self):
         variants = Variants(2)
         for number in range(10_001):
             variants.use(f"u{number}")
@@ -261,7 +264,7 @@ class TestVariants:
         assert variants.make_room("u", ("x",)) == (("x",), ())
 
     @pytest.mark.parametrize("number", [0, 10_001, "4"])
-    def test_a_number_that_is_none_is_refused(self, number):
+    def test_invalid_max_variants_is_rejected(self, number):
         with pytest.raises(ConfigurationError, match="max_variants"):
             SWRMiddleware(App(), Cache(), max_variants=number)
 
@@ -278,10 +281,10 @@ class SlowClient(Client):
         await super().send(message)
 
 
-class TestABodyInManyPieces:
-    """Who: an endpoint that streams a CSV file row by row, and one that streams text by the character, any day."""
+class TestBodyInManyPieces:
+    """An endpoint streams a CSV file row by row, or text character by character."""
 
-    async def test_is_held_in_few_messages_until_its_client_takes_them(self):
+    async def test_body_in_30_000_pieces_is_held_in_few_messages_for_slow_client(self):
         rows = [b"%d,\n" % number for number in range(30_000)]
         taking, ended = anyio.Event(), anyio.Event()
 
@@ -308,7 +311,7 @@ class TestABodyInManyPieces:
             async with client(middleware) as http:
                 assert (await http.get("/x")).content == b"".join(rows)
 
-    async def test_that_are_empty_is_held_in_one_message(self):
+    async def test_empty_pieces_of_body_are_held_in_one_message(self):
         taking, ended = anyio.Event(), anyio.Event()
 
         async def app(scope, receive, send):
@@ -325,7 +328,7 @@ class TestABodyInManyPieces:
             taking.set()
         assert [message["body"] for message in one.sent[1:]] == [b"the end"]
 
-    def test_is_kept_in_long_ones(self):
+    def test_small_pieces_are_joined_into_pieces_of_maximum_length(self):
         pieces = []
         for _ in range(LONGEST):
             add_piece(pieces, b"ab")

@@ -53,7 +53,7 @@ OPERATIONS = {
 
 
 @pytest.mark.parametrize("operation", OPERATIONS.values(), ids=OPERATIONS)
-async def test_a_cancelled_caller_leaves_no_older_value_fresh_in_its_process(one_server, operation, request):
+async def test_cancelled_change_leaves_no_older_value_fresh_in_its_process(one_server, operation, request):
     namespace = request.node.callspec.id
     async with Cache(one_server.url, namespace=namespace) as cache:
         assert (await cache.get_or_load("k", lambda: load(1), TAGGED)).value == 1
@@ -71,9 +71,7 @@ async def test_a_cancelled_caller_leaves_no_older_value_fresh_in_its_process(one
 
 
 @pytest.mark.parametrize("operation", OPERATIONS.values(), ids=OPERATIONS)
-async def test_a_caller_that_is_cancelled_while_the_cache_opens_leaves_no_older_value_fresh_anywhere(
-    one_server, operation, request
-):
+async def test_change_cancelled_while_cache_opens_leaves_no_older_value_fresh_anywhere(one_server, operation, request):
     namespace = f"opening-{request.node.callspec.id}"
     async with Proxy(one_server.port) as proxy, Cache(one_server.url, namespace=namespace) as other:
         assert (await other.get_or_load("k", lambda: load(1), TAGGED)).value == 1
@@ -100,7 +98,7 @@ async def test_a_caller_that_is_cancelled_while_the_cache_opens_leaves_no_older_
 
 @pytest.mark.parametrize("change", ["invalidate", "mark_stale", "set"])
 @pytest.mark.parametrize("turns", [1, 20, 60])
-async def test_a_cancelled_caller_leaves_no_older_value_of_a_long_list_fresh(change, turns):
+async def test_cancelled_change_of_many_items_leaves_no_older_value_fresh(change, turns):
     items = list(range(2500))
     async with Cache() as cache:
 
@@ -119,7 +117,7 @@ async def test_a_cancelled_caller_leaves_no_older_value_of_a_long_list_fresh(cha
         assert not [outcome for outcome in left if outcome.value == 1 and outcome.state is State.FRESH]
 
 
-async def test_what_a_cancelled_caller_invalidates_reaches_all_processes(one_server):
+async def test_invalidation_cancelled_before_sending_still_reaches_all_processes(one_server):
     async with Cache(one_server.url, namespace="all") as one, Cache(one_server.url, namespace="all") as other:
         rank, elsewhere = define(one), define(other)
         assert await rank("ATL") == await elsewhere("ATL") == [1]
@@ -133,7 +131,7 @@ async def test_what_a_cancelled_caller_invalidates_reaches_all_processes(one_ser
         assert one.engine.store.peek("rank:ATL") is None
 
 
-async def test_a_block_whose_end_is_cancelled_repeats_everything(one_server):
+async def test_until_committed_cancelled_at_its_end_repeats_all_invalidations(one_server):
     async with Cache(one_server.url, namespace="block") as cache:
         policies = {"a": Policy(fresh_for=1000), "b": Policy(fresh_for=1000), "c": Policy(fresh_for=1000, tags=("t",))}
         block = cache.until_committed()
@@ -155,7 +153,7 @@ async def test_a_block_whose_end_is_cancelled_repeats_everything(one_server):
             assert (await cache.get_or_load(key, lambda: load(2), policy)).value == 2
 
 
-async def test_a_block_that_is_cancelled_while_it_looks_for_its_values_repeats_everything(one_server):
+async def test_until_committed_cancelled_while_reading_set_values_repeats_invalidations(one_server):
     async with Cache(one_server.url, namespace="values", l1_max_bytes=0) as cache:
         block = cache.until_committed()
         await block.__aenter__()
@@ -172,7 +170,7 @@ async def test_a_block_that_is_cancelled_while_it_looks_for_its_values_repeats_e
         assert (await cache.get_or_load("a", lambda: load(2), LONG)).value == 2
 
 
-async def test_a_block_repeats_the_marks_of_several_keys():
+async def test_until_committed_repeats_mark_stale_of_several_keys():
     async with Cache() as cache:
         async with cache.until_committed():
             await cache.mark_stale("a")
@@ -183,7 +181,7 @@ async def test_a_block_repeats_the_marks_of_several_keys():
             assert (await cache.get_or_load(key, lambda: load(2), LONG)).state is State.STALE
 
 
-async def test_many_tags_and_urls_are_invalidated_in_turns_of_the_event_loop():
+async def test_invalidating_many_tags_or_urls_lets_other_tasks_run():
     async with Cache() as cache:
         turns = 0
 

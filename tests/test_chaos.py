@@ -19,7 +19,7 @@ TieredStore._trust = lambda self, key, slot: True
 """
 
 
-def test_a_short_run_finds_nothing():
+def test_short_run_reports_no_violation_except_extra_loads():
     verdict = chaos(SECONDS, kinds()[0], processes=3, seed=1)
     # On a machine that is busy with other tests a server may answer too late; then a key is loaded twice.
     assert [text for text in verdict.violations if not text.startswith("(d)")] == [], verdict.folder
@@ -29,7 +29,7 @@ def test_a_short_run_finds_nothing():
         assert re.search(rf"[1-9]\d* {what}", figures), figures
 
 
-def test_a_short_run_finds_what_is_wrong():
+def test_short_run_detects_a_local_cache_that_trusts_unconfirmed_entries():
     verdict = chaos(SECONDS, kinds()[0], processes=3, seed=1, sabotage=TRUSTING)
     assert any(text.startswith("(a)") for text in verdict.violations)
     assert judge(verdict.folder).violations == verdict.violations
@@ -62,7 +62,7 @@ def after(line: list[object], **changes: object) -> list[object]:
     return line
 
 
-def test_a_good_answer_is_good(tmp_path):
+def test_fresh_answer_after_its_load_is_no_violation(tmp_path):
     assert judged(tmp_path, LOAD, ANSWER) == []
 
 
@@ -72,7 +72,7 @@ LATER = after(ANSWER, age=11.0, began=21.0, ended=21.001)
 
 
 @pytest.mark.parametrize("what", [["key", 3], ["tag", "group:3"], ["tag", "low"], ["all", ""]])
-def test_what_a_process_has_invalidated_it_does_not_answer(tmp_path, what):
+def test_outdated_answer_after_an_invalidation_by_the_same_process_is_a_violation(tmp_path, what):
     line = ["invalidated", *what, 12.5, 12.6]
     (found,) = judged(tmp_path, LOAD, line, LATE)
     assert found.startswith("(a) w1.log:3: key 3")
@@ -80,7 +80,7 @@ def test_what_a_process_has_invalidated_it_does_not_answer(tmp_path, what):
     assert judged(tmp_path, LOAD, ["invalidated", "tag", "group:4", 12.5, 12.6], LATE) == []
 
 
-def test_others_are_given_some_seconds(tmp_path):
+def test_other_process_may_answer_an_outdated_value_for_some_seconds_only(tmp_path):
     assert judged(tmp_path, LOAD, LATE, others=[INVALIDATED]) == []
     (found,) = judged(tmp_path, LOAD, LATER, others=[INVALIDATED])
     assert found.startswith("(b) w1.log:2: key 3")
@@ -88,14 +88,14 @@ def test_others_are_given_some_seconds(tmp_path):
 
 
 @pytest.mark.parametrize("number", [0, 1])
-def test_a_broken_link_is_an_excuse_until_it_is_whole(tmp_path, number):
+def test_broken_link_excuses_an_outdated_answer_until_it_is_restored(tmp_path, number):
     link = {"links": {number: [(12.0, 20.0)]}}
     assert judged(tmp_path, LOAD, LATER, others=[INVALIDATED], **link) == []
     whole = after(ANSWER, age=20.0, began=20.1 + 2 * AFTER, ended=20.2 + 2 * AFTER)
     assert judged(tmp_path, LOAD, whole, others=[INVALIDATED], **link) != []
 
 
-def test_each_release_loads_for_itself_and_for_no_other(tmp_path):
+def test_release_may_load_a_fresh_key_but_not_answer_from_another_release(tmp_path):
     loads = {"others": [["load", 3, 1, "w2:1", 11.0, 11.1]]}
     (found,) = judged(tmp_path, LOAD, ANSWER, **loads)
     assert "although" in found
@@ -105,7 +105,7 @@ def test_each_release_loads_for_itself_and_for_no_other(tmp_path):
     assert "another release" in found
 
 
-def test_a_server_without_memory_is_an_excuse_for_loads_and_not_for_what_was_invalidated(tmp_path):
+def test_server_out_of_memory_excuses_an_extra_load_but_not_an_outdated_answer(tmp_path):
     refusals = [(10.5, 20.9)]
     load = ["load", 3, 2, "w1:2", 14.0, 14.1]
     assert judged(tmp_path, LOAD, load) != []
@@ -114,11 +114,11 @@ def test_a_server_without_memory_is_an_excuse_for_loads_and_not_for_what_was_inv
 
 
 @pytest.mark.parametrize("known", [{"server": [(20.5, 20.9)]}, {"stops": {"w1": [(20.5, 20.9)]}}])
-def test_so_is_a_stop(tmp_path, known):
+def test_server_outage_or_stopped_process_just_before_excuses_an_outdated_answer(tmp_path, known):
     assert judged(tmp_path, LOAD, LATER, others=[INVALIDATED], **known) == []
 
 
-def test_what_died_with_its_process_is_lost(tmp_path):
+def test_invalidation_lost_with_its_process_is_excused_only_if_its_link_was_broken(tmp_path):
     lives = {"w1": Life(0, 0.0), "w2": Life(1, 0.0, 13.0)}
     links = {1: [(12.0, 13.0)]}
     assert judged(tmp_path, LOAD, LATER, others=[INVALIDATED], lives=lives, links=links) == []
@@ -146,7 +146,7 @@ def test_what_died_with_its_process_is_lost(tmp_path):
         (["load", 3, 1, "w1:2", 11.0, 11.1], "although Load(worker='w1', number=3, row=1, name='w1:1'"),
     ],
 )
-def test_what_is_wrong_is_found(tmp_path, line, about):
+def test_each_kind_of_violation_is_found(tmp_path, line, about):
     (found,) = judged(tmp_path, LOAD, line)
     assert about in found
 
@@ -164,11 +164,11 @@ def test_what_is_wrong_is_found(tmp_path, line, about):
         [["load", 3, 2, "w1:2", 40.0, 40.1]],
     ],
 )
-def test_what_is_right_is_not(tmp_path, lines):
+def test_allowed_behaviour_is_no_violation(tmp_path, lines):
     assert judged(tmp_path, LOAD, *lines) == []
 
 
-def test_a_process_loads_a_key_so_often_and_no_more(tmp_path):
+def test_more_than_four_loads_of_a_key_behind_a_broken_link_are_violations(tmp_path):
     links = {0: [(5.0, 60.0)]}
     loads = [["load", 3, 1, f"w1:{number}", 10.0 + number, 10.1 + number] for number in range(8)]
     assert judged(tmp_path, *loads[:4], links=links) == []
@@ -176,14 +176,14 @@ def test_a_process_loads_a_key_so_often_and_no_more(tmp_path):
     assert len(judged(tmp_path, *loads, links=links)) == 4
 
 
-def test_the_end_is_judged(tmp_path):
+def test_outdated_answer_or_left_over_lease_at_the_end_is_a_violation(tmp_path):
     (found,) = judged(tmp_path, LOAD, LATE, healed=12.9)
     assert found.startswith("(f)")
     (found,) = judged(tmp_path, LOAD, leases_left=["swr:{row:3}:l"])
     assert found == "(left) a lease is left over at the end: swr:{row:3}:l"
 
 
-def test_the_last_line_of_a_killed_process_may_be_torn(tmp_path):
+def test_torn_last_line_of_a_log_is_ignored(tmp_path):
     judged(tmp_path, LOAD)
     with open(tmp_path / "w1.log", "ab") as file:
         file.write(b'["answer",3,[3,')

@@ -101,12 +101,12 @@ def name_of(value):
 
 
 @pytest.mark.parametrize(("facts", "action", "reason", "status"), ROWS, ids=name_of)
-def test_a_request_is_handled_as_its_row_says(facts, action, reason, status):
+def test_request_gets_action_reason_and_status_of_its_row(facts, action, reason, status):
     assert classify(facts) == Handling(action, reason, status)
 
 
 @pytest.mark.parametrize(("facts", "miss", "action", "reason", "status"), MISS_ROWS, ids=name_of)
-def test_a_miss_is_handled_as_its_row_says(facts, miss, action, reason, status):
+def test_miss_gets_action_reason_and_status_of_its_row(facts, miss, action, reason, status):
     assert classify_miss(facts, miss) == Handling(action, reason, status)
 
 
@@ -116,13 +116,13 @@ def merged(first, second):
 
 
 @pytest.mark.parametrize("first", range(2, len(ROWS)))
-def test_a_request_that_matches_two_rows_is_handled_as_the_first_says(first):
+def test_request_that_matches_two_rows_follows_the_first(first):
     for later in range(first + 1, len(ROWS)):
         facts = merged(ROWS[first][0], ROWS[later][0])
         assert classify(facts).reason is ROWS[first][2]
 
 
-def test_a_miss_that_matches_two_rows_is_handled_as_the_first_says():
+def test_miss_that_matches_two_rows_follows_the_first():
     for first in range(len(MISS_ROWS)):
         facts, miss, _, reason, _ = MISS_ROWS[first]
         for later in range(first + 1, len(MISS_ROWS)):
@@ -131,7 +131,7 @@ def test_a_miss_that_matches_two_rows_is_handled_as_the_first_says():
                 assert classify_miss(both, merged(miss, MISS_ROWS[later][1])).reason is reason
 
 
-def test_the_tables_of_the_documentation_have_the_same_rows():
+def test_docstring_tables_list_every_tested_row_in_order():
     text = module.__doc__
     rows = [tuple(row) for row in re.findall(r"\| `([A-Z_]+)` +\| `([A-Z_]+)` +\|$", text, re.MULTILINE)]
     tested = [row[-3:-1] for row in (*ROWS, *MISS_ROWS)]
@@ -145,22 +145,22 @@ def test_every_action_and_every_reason_has_a_row():
 
 
 @pytest.mark.parametrize("method", sorted(SAFE - {*CACHED}))
-def test_a_safe_method_that_is_not_cached_passes_through(method):
+def test_uncached_safe_method_passes_through(method):
     assert classify(RequestFacts(method)).action is Action.PASS_THROUGH
 
 
 @pytest.mark.parametrize("facts", [GET, HEAD, QUERY, POST])
-def test_a_request_that_changes_nothing_is_looked_up(facts):
+def test_safe_request_is_looked_up_and_its_miss_loads_or_forwards_head(facts):
     assert classify(facts).action is Action.LOOK_UP
     assert classify_miss(facts, Miss(True)).action is (Action.FORWARD_HEAD if facts is HEAD else Action.LOAD)
 
 
 @pytest.mark.parametrize("method", ["PUT", "DELETE", "PATCH", "WHATEVER", "get"])
-def test_an_unknown_method_may_change_something(method):
+def test_unsafe_or_unknown_method_invalidates(method):
     assert classify(RequestFacts(method)).action is Action.INVALIDATE
 
 
-def test_cookies_that_a_rule_makes_part_of_the_key_are_looked_up():
+def test_request_with_cookies_in_its_key_is_looked_up():
     assert classify(GET._replace(has_cookie=True, keys_cookies=True)).action is Action.LOOK_UP
 
 
@@ -183,25 +183,25 @@ def test_cookies_that_a_rule_makes_part_of_the_key_are_looked_up():
         ({b"authorization": b"Basic x"}, {}),
     ],
 )
-def test_the_facts_are_read_from_the_fields(method, headers, fact):
+def test_request_facts_are_read_from_header_fields(method, headers, fact):
     config = config_of()
     facts, _ = Request(scope_with(method, headers), []).read_facts(config.sharing, config.honoured)
     assert facts == RequestFacts(method)._replace(**fact)
 
 
-def test_directives_that_swr_does_not_honour_are_no_facts():
+def test_request_directives_that_swr_does_not_honour_are_ignored():
     config = config_of(request_directives=())
     request = Request(scope_with("GET", {b"cache-control": b"no-store, only-if-cached"}), [])
     assert request.read_facts(config.sharing, config.honoured)[0] == GET
 
 
-def test_cookies_are_no_fact_where_the_operator_says_that_they_do_not_matter():
+def test_cookies_are_ignored_with_cookies_rfc9111():
     config = config_of(cookies="rfc9111")
     facts, _ = Request(scope_with("GET", {b"cookie": b"a=1"}), []).read_facts(config.sharing, config.honoured)
     assert facts == GET
 
 
-def test_a_rule_that_names_cookies_makes_them_part_of_the_key():
+def test_cookies_that_a_rule_names_are_part_of_the_key():
     config = config_of()
     request = Request(scope_with("GET", {b"cookie": b"a=1; b=2"}), [Rule("/x", cookies=["b"])])
     facts, _ = request.read_facts(config.sharing, config.honoured)
@@ -247,7 +247,7 @@ def lines(caplog):
         ("OPTIONS", {}, "OPTIONS '/x': pass through (swr does not cache the method)"),
     ],
 )
-async def test_a_request_that_goes_by_the_cache_writes_its_reason(cache, lines, method, headers, expected):
+async def test_request_that_the_cache_does_not_answer_logs_the_reason(cache, lines, method, headers, expected):
     async with client(SWRMiddleware(App(MAX_AGE), cache)) as http:
         request = http.build_request(method, "/x", headers=headers)
         await http.send(request)
@@ -255,7 +255,7 @@ async def test_a_request_that_goes_by_the_cache_writes_its_reason(cache, lines, 
 
 
 @pytest.mark.anyio
-async def test_content_that_no_field_announces_writes_its_reason(cache, lines):
+async def test_request_with_unannounced_content_logs_that_it_bypasses(cache, lines):
     messages = [{"type": "http.request", "body": b"x", "more_body": False}]
 
     async def receive():
@@ -269,7 +269,7 @@ async def test_content_that_no_field_announces_writes_its_reason(cache, lines):
 
 
 @pytest.mark.anyio
-async def test_a_miss_and_a_stale_hit_write_layer_reason_and_outcome_and_a_fresh_hit_nothing(cache, clock, lines):
+async def test_miss_and_stale_hit_log_their_outcome_but_fresh_hit_logs_nothing(cache, clock, lines):
     async with client(SWRMiddleware(App(MAX_AGE), cache)) as http:
         await http.get("/x")
         assert lines() == ["GET 'http://test/x?': load (miss): missing in the store, uri-miss; stored"]
@@ -288,7 +288,7 @@ async def test_a_miss_and_a_stale_hit_write_layer_reason_and_outcome_and_a_fresh
 
 @pytest.mark.anyio
 @pytest.mark.parametrize("headers", [{}, {"cache-control": "max-stale"}, {"origin": "http://other"}])
-async def test_a_stale_hit_while_refreshes_back_off_says_so(cache, clock, lines, headers):
+async def test_stale_hit_during_backoff_logs_that_no_refresh_starts(cache, clock, lines, headers):
     app = App(MAX_AGE)
     async with client(SWRMiddleware(app, cache)) as http:
         await http.get("http://Test/x%20y?q=1", headers=headers)
@@ -306,7 +306,7 @@ async def test_a_stale_hit_while_refreshes_back_off_says_so(cache, clock, lines,
 
 
 @pytest.mark.anyio
-async def test_what_cannot_be_stored_writes_why_and_the_next_request_bypasses(cache, lines):
+async def test_uncacheable_response_logs_why_and_the_next_request_bypasses(cache, lines):
     app = App([(b"cache-control", b"private")])
     async with client(SWRMiddleware(app, cache)) as http:
         await http.get("/x")
@@ -318,7 +318,7 @@ async def test_what_cannot_be_stored_writes_why_and_the_next_request_bypasses(ca
 
 
 @pytest.mark.anyio
-async def test_a_response_that_is_not_shared_is_bypassed_by_credentials(cache, lines):
+async def test_request_with_credentials_bypasses_a_response_that_is_not_shared(cache, lines):
     async with client(SWRMiddleware(App(MAX_AGE), cache)) as http:
         await http.get("/x")
         lines()
@@ -327,7 +327,7 @@ async def test_a_response_that_is_not_shared_is_bypassed_by_credentials(cache, l
 
 
 @pytest.mark.anyio
-async def test_a_request_that_has_joined_a_load_says_so(cache, lines):
+async def test_request_that_joins_a_load_logs_that_another_request_loaded(cache, lines):
     app = App(MAX_AGE)
     app.gate = anyio.Event()
     async with client(SWRMiddleware(app, cache)) as http:
@@ -337,7 +337,7 @@ async def test_a_request_that_has_joined_a_load_says_so(cache, lines):
 
 
 @pytest.mark.anyio
-async def test_a_fallback_writes_the_failure_that_it_answers_for(cache, clock, lines):
+async def test_stale_fallback_logs_the_failure_that_it_replaces(cache, clock, lines):
     app = App([(b"cache-control", b"max-age=60, stale-if-error=3600")])
     async with client(SWRMiddleware(app, cache)) as http:
         await http.get("/x")
@@ -350,7 +350,7 @@ async def test_a_fallback_writes_the_failure_that_it_answers_for(cache, clock, l
 
 
 @pytest.mark.anyio
-async def test_no_line_holds_a_field_of_the_client(cache, clock, lines):
+async def test_no_log_line_contains_a_header_value_of_the_client(cache, clock, lines):
     app = App([*MAX_AGE, (b"vary", b"x-token")])
     headers = {"cookie": "id=secret", "x-token": "secret", "user-agent": "secret"}
     async with client(SWRMiddleware(app, cache, [Rule("/x", cookies=["id"])])) as http:

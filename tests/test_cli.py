@@ -62,7 +62,7 @@ def state(answer: bytes) -> bytes:
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 128 + signal.SIGINT), (signal.SIGTERM, -signal.SIGTERM)])
-def test_it_serves_until_a_signal_comes_and_ends_what_is_under_way(number, code):
+def test_proxy_answers_requests_under_way_before_a_signal_ends_it(number, code):
     with Upstream(when_released(OK)) as upstream, proxying(upstream) as (process, port):
         answers = []
         reader = threading.Thread(target=lambda: answers.append(talk(port, GET)))
@@ -93,7 +93,7 @@ def test_granian_serves_from_the_cache_until_a_signal_comes(number, code):
         assert (process.returncode, out, error) == (code, b"", b"")
 
 
-def test_half_an_answer_never_looks_like_a_whole_one_under_granian():
+def test_truncated_answer_never_looks_complete_under_granian():
     half = b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n4\r\nhalf\r\n"
     quiet = ("--server", "granian", "--log-level", "error", "--timeout", "2")
     with Upstream(half) as upstream, proxying(upstream, *quiet) as (_, port):
@@ -102,7 +102,7 @@ def test_half_an_answer_never_looks_like_a_whole_one_under_granian():
         assert not answer.startswith(b"HTTP/1.1 200 ") or answer.endswith(b"half\r\n")
 
 
-def test_it_says_where_it_serves_what():
+def test_proxy_prints_its_address_and_the_upstream_url_when_it_is_ready():
     with Upstream() as upstream:
         port = free_port()
         with started("proxy", upstream.url, "--listen", f"127.0.0.1:{port}") as (_, line):
@@ -115,7 +115,7 @@ def test_it_says_where_it_serves_what():
         assert b"\r\nserver: " not in answer.lower()
 
 
-def test_the_rule_for_what_says_nothing():
+def test_fresh_for_and_stale_for_apply_to_responses_without_freshness():
     with Upstream() as upstream, proxying(upstream, "--fresh-for", "0", "--stale-for", "10m") as (_, port):
         assert [state(talk(port, PLAIN)) for _ in range(2)] == [b"missing", b"stale"]
 
@@ -128,7 +128,7 @@ def test_the_rule_for_what_says_nothing():
         (b"Cookie: a=b", ("--cookies", "rfc9111")),
     ],
 )
-def test_a_field_that_an_option_ignores_keeps_nobody_out(field, options):
+def test_request_field_that_an_option_ignores_does_not_prevent_a_hit(field, options):
     asked = PLAIN.replace(b"Host", field + b"\r\nHost")
     with Upstream() as upstream:
         with proxying(upstream, "--fresh-for", "60") as (_, port):
@@ -137,14 +137,14 @@ def test_a_field_that_an_option_ignores_keeps_nobody_out(field, options):
             assert [state(talk(port, asked)) for _ in range(2)] == [b"missing", b"fresh"]
 
 
-def test_a_field_to_ignore_that_is_none_is_explained(capsys):
+def test_invalid_name_in_ignore_fields_is_reported(capsys):
     assert run("proxy", "http://x", "--ignore-fields", "X-A, a b") == 2
     assert capsys.readouterr().err.startswith(
         "swr: ignore_fields=('X-A', 'a b') holds 'a b', which is not the name of a field"
     )
 
 
-def test_two_processes_share_a_server(server: Server):
+def test_second_proxy_gets_a_fresh_hit_from_the_shared_server(server: Server):
     options = ("--fresh-for", "60", "--redis", server.url, "--namespace", "cli")
     with Upstream() as upstream, proxying(upstream, *options) as (_, one), proxying(upstream, *options) as (_, other):
         # The host is part of the key, and the same here.
@@ -152,12 +152,12 @@ def test_two_processes_share_a_server(server: Server):
         assert len(upstream.asked) == 1
 
 
-def test_the_limits_of_the_service():
+def test_service_slower_than_the_timeout_gives_504():
     with Upstream(when_released(OK)) as upstream, proxying(upstream, "--timeout", "50ms") as (_, port):
         assert talk(port, GET).startswith(b"HTTP/1.1 504 ")
 
 
-def test_an_answer_that_does_not_end_is_broken_off():
+def test_endless_answer_is_cut_off_after_the_hard_timeout():
     options = ("--fresh-for", "60", "--hard-timeout", "3s", "--log-level", "warning")
     with Upstream(pour) as upstream, proxying(upstream, *options) as (process, port):
         answer = talk(port, PLAIN)
@@ -170,7 +170,7 @@ def test_an_answer_that_does_not_end_is_broken_off():
         assert b"Traceback" not in error
 
 
-def test_clients_that_do_not_go_on_are_let_go():
+def test_idle_clients_are_disconnected_after_their_timeouts():
     options = ("--head-timeout", "200ms", "--client-timeout", "300ms", "--keep-alive", "100ms")
     with Upstream() as upstream, proxying(upstream, *options) as (_, port):
         for sent in (b"", b"GET / HTTP/1.1\r\n", PLAIN.replace(b"Connection: close\r\n", b""),
@@ -186,7 +186,7 @@ def long(upstream: Upstream, connection: socket.socket) -> None:
 
 
 @pytest.mark.parametrize("kind", ["send nothing", "send half", "read nothing"])
-def test_clients_that_do_nothing_keep_nobody_out(kind):
+def test_hundred_stalled_clients_do_not_block_another_client(kind):
     """By default 100 connections go to the service, and a client may be half a minute behind."""
     sent = {
         "send nothing": b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 99\r\n\r\n",
@@ -216,7 +216,7 @@ def test_clients_that_do_nothing_keep_nobody_out(kind):
         assert body == b"ok"
 
 
-def test_the_host_of_an_absolute_target_counts():
+def test_host_of_an_absolute_target_replaces_the_host_field():
     """RFC 9112 3.2.2"""
     with Upstream() as upstream, proxying(upstream) as (_, port):
         talk(port, PLAIN.replace(b" /a", b" http://other:80/a"))
@@ -224,7 +224,7 @@ def test_the_host_of_an_absolute_target_counts():
 
 
 @pytest.mark.parametrize("option", [(), ("--trust-forwarded",)])
-def test_the_client_is_who_connects_unless_a_proxy_in_front_is_trusted(option):
+def test_forwarded_fields_of_a_request_are_dropped_unless_trusted(option):
     """RFC 7239 8.1: not even on the loopback, as uvicorn would have it."""
     with Upstream() as upstream, proxying(upstream, *option) as (_, port):
         talk(port, GET.replace(b"Host", b"X-Forwarded-For: 10.0.0.1\r\nX-Forwarded-Proto: https\r\nHost"))
@@ -232,7 +232,7 @@ def test_the_client_is_who_connects_unless_a_proxy_in_front_is_trusted(option):
         assert upstream.last.values("x-forwarded-proto") == [b"https" if option else b"http"]
 
 
-def test_an_upgrade_is_not_offered():
+def test_upgrade_request_is_answered_without_passing_the_upgrade_on():
     """RFC 9110 7.8: a server may go on as if it had not been asked."""
     with Upstream() as upstream, proxying(upstream, "--log-level", "error") as (_, port):
         answer = talk(port, GET.replace(b"close", b"close, Upgrade").replace(b"Host", b"Upgrade: websocket\r\nHost"))
@@ -240,7 +240,7 @@ def test_an_upgrade_is_not_offered():
         assert not upstream.last.names & {"upgrade", "connection"}
 
 
-def test_what_goes_wrong_behind_it_is_logged():
+def test_invalid_answer_of_the_service_gives_502_and_a_warning():
     with Upstream() as upstream, proxying(upstream, "--log-level", "warning") as (process, port):
         upstream.answers[0] = b"nonsense\r\n\r\n"
         assert talk(port, GET).startswith(b"HTTP/1.1 502 ")
@@ -250,7 +250,7 @@ def test_what_goes_wrong_behind_it_is_logged():
 
 
 @pytest.mark.parametrize("error", [TimeoutError("it took too long"), ConnectionError("it broke off")])
-def test_what_breaks_off_is_a_line_in_the_log(error, caplog):
+def test_error_of_a_request_is_logged_in_one_line_without_traceback(error, caplog):
     async def app(scope, receive, send):
         raise error
 
@@ -271,8 +271,8 @@ def run(*arguments: str) -> object:
 
 @pytest.mark.parametrize("name", ["uvicorn", "granian"])
 @pytest.mark.parametrize(("listen", "host"), [("127.0.0.1:{}", "127.0.0.1"), ("[::1]:{}", "[::1]"), (":{}", "0.0.0.0")])
-def test_it_serves_here_too(listen, host, name, capfd):
-    """What is interrupted here is the server, which then passes it on."""
+def test_main_serves_until_an_interrupt_and_returns_130(listen, host, name, capfd):
+    """The signal interrupts the server, which passes the interrupt on to `main`."""
     port, done = free_port(), threading.Event()
     address = ("::1" if "::1" in host else "127.0.0.1", port)
     answers: list[bytes] = []
@@ -298,8 +298,8 @@ def test_it_serves_here_too(listen, host, name, capfd):
         assert capfd.readouterr().out == f"swr: http://{host}:{port} -> {upstream.url}\n"
 
 
-def test_what_a_signal_means_is_for_uvicorn_to_say(monkeypatch):
-    """It passes on, after everything has been closed, what it was interrupted by."""
+def test_exit_code_is_130_after_an_interrupt_of_uvicorn_and_0_otherwise(monkeypatch):
+    """uvicorn raises the interrupt again after it has closed everything."""
     for interrupted, code in ((KeyboardInterrupt, 130), (None, 0)):
         with monkeypatch.context() as patched:
 
@@ -323,7 +323,7 @@ def test_what_a_signal_means_is_for_uvicorn_to_say(monkeypatch):
         ),
         (
             ("proxy", "http://x", "--listen", "8000"),
-            "swr: argument --listen: '8000' is not host:port, such as 127.0.0.1:8000, [::1]:8000 or :8000 (swr proxy --help)",
+            "swr: argument --listen: '8000' must be host:port, such as 127.0.0.1:8000, [::1]:8000 or :8000 (swr proxy --help)",
         ),
         (
             ("proxy", "http://x", "--listen", "::1:8000"),
@@ -357,7 +357,7 @@ def test_what_a_signal_means_is_for_uvicorn_to_say(monkeypatch):
         ),
     ],
 )
-def test_what_was_asked_wrongly_is_said_in_a_line(arguments, said, capsys):
+def test_invalid_arguments_are_reported_in_one_line(arguments, said, capsys):
     assert run(*arguments) == 2
     out, error = capsys.readouterr()
     # Whether argparse quotes the choices depends on the version of Python.
@@ -365,24 +365,24 @@ def test_what_was_asked_wrongly_is_said_in_a_line(arguments, said, capsys):
 
 
 @pytest.mark.parametrize("port", ["x", "-1", "65536", "", "٣"])
-def test_a_port_is_a_number(port, capsys):
+def test_port_that_is_no_valid_number_is_refused(port, capsys):
     assert run("proxy", "http://x", "--listen", f"127.0.0.1:{port}") == 2
-    assert "is not host:port" in capsys.readouterr().err
+    assert "must be host:port" in capsys.readouterr().err
 
 
-def test_a_duration_that_is_none_is_explained(capsys):
+def test_invalid_duration_is_reported_with_an_example(capsys):
     assert run("proxy", "http://x", "--fresh-for", "soon") == 2
     assert capsys.readouterr().err.startswith("swr: fresh_for='soon' is not a duration: give seconds (60)")
 
 
-def test_a_port_in_use_is_a_failure(capsys):
+def test_port_in_use_ends_the_command_with_code_1(capsys):
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
         assert run("proxy", "http://x", "--listen", f"127.0.0.1:{port}") == 1
     assert capsys.readouterr().err.startswith(f"swr: cannot listen on 127.0.0.1:{port}: Address already in use")
 
 
-def test_granian_that_is_not_installed_is_named(capsys, monkeypatch):
+def test_missing_granian_is_reported_with_the_install_command(capsys, monkeypatch):
     for module in ["granian", *(name for name in sys.modules if name.startswith("granian."))]:
         monkeypatch.setitem(sys.modules, module, None)
     monkeypatch.delitem(sys.modules, "swr.proxy.granian_server", raising=False)
@@ -392,7 +392,7 @@ def test_granian_that_is_not_installed_is_named(capsys, monkeypatch):
     assert error.endswith("): pip install 'swr[granian]'\n")
 
 
-def test_a_limit_that_granian_does_not_have_is_refused(capsys):
+def test_keep_alive_option_is_refused_with_granian(capsys):
     assert run("proxy", "http://x", "--server", "granian", "--keep-alive", "5") == 2
     assert (
         "does not work with granian: use --head-timeout, which also counts between two requests"
@@ -401,7 +401,7 @@ def test_a_limit_that_granian_does_not_have_is_refused(capsys):
 
 
 @pytest.mark.parametrize("missing", ["httpx", "uvicorn"])
-def test_what_is_not_installed_is_named(missing, capsys, monkeypatch):
+def test_missing_httpx_or_uvicorn_is_reported_with_the_install_command(missing, capsys, monkeypatch):
     monkeypatch.setitem(sys.modules, missing, None)
     for module in [name for name in sys.modules if name.startswith("swr.proxy")]:
         monkeypatch.delitem(sys.modules, module)
@@ -422,7 +422,7 @@ def unfolded(text: str) -> str:
     "command",
     ["", "proxy", "dashboard", "top", "refresh", "warm", "keys", "inspect", "invalidate", "queue", "queue status", "queue retry"],
 )  # fmt: skip
-def test_a_help_is_as_wide_as_the_terminal(capsys, monkeypatch, width, command):
+def test_help_fits_the_width_of_the_terminal(capsys, monkeypatch, width, command):
     monkeypatch.setenv("COLUMNS", str(width))
     assert run(*command.split(), "--help") == 0
     lines = capsys.readouterr().out.splitlines()
@@ -433,8 +433,8 @@ def test_a_help_is_as_wide_as_the_terminal(capsys, monkeypatch, width, command):
 
 
 @pytest.mark.parametrize("command", ["proxy", "dashboard", "top", "refresh", "warm", "keys", "inspect", "invalidate"])
-def test_an_example_is_the_same_command_however_narrow_the_terminal_is(capsys, monkeypatch, command):
-    """Whoever copies it: a line that goes on says so to the shell."""
+def test_examples_in_help_are_the_same_commands_at_every_terminal_width(capsys, monkeypatch, command):
+    """A line that continues ends in a backslash, so that a user can paste it into a shell."""
     shown = []
     for width in (60, 80, 250):
         monkeypatch.setenv("COLUMNS", str(width))
@@ -446,17 +446,17 @@ def test_an_example_is_the_same_command_however_narrow_the_terminal_is(capsys, m
 
 
 @pytest.mark.parametrize("arguments", [("proxy", "http://127.0.0.1:1"), ("dashboard", "--redis", "redis://x")])
-def test_a_server_prints_no_json_and_says_so(capsys, arguments):
+def test_json_option_is_refused_by_proxy_and_dashboard(capsys, arguments):
     assert run(*arguments, "--json") == 2
     assert "unrecognized arguments: --json" in capsys.readouterr().err
 
 
-def test_the_version_is_said(capsys):
+def test_version_option_prints_the_installed_version(capsys):
     assert run("--version") == 0
     assert capsys.readouterr().out == f"swr {importlib.metadata.version('swr')}\n"
 
 
-def test_what_is_asked_wrongly_shows_no_password(capsys):
+def test_error_about_an_unknown_option_hides_the_password(capsys):
     assert run("inspect", "k", "--wrong", "redis://app:pass@word@10.0.0.1:6379/0") == 2
     said = capsys.readouterr().err
     assert "redis://…@10.0.0.1:6379/0" in said
@@ -468,12 +468,12 @@ def test_what_is_asked_wrongly_shows_no_password(capsys):
     [
         (("inspect", "k", "redis://app:pa'ss wo\"rd@10.0.0.1"), "redis://…@10.0.0.1"),
         (("inspect", "k", "redis://10.0.0.1?password=word"), "redis://10.0.0.1?…"),
-        (("refresh", "redis://app:pass.word@10.0.0.1"), "'redis://…@10.0.0.1' is not MODULE:NAME"),
-        (("warm", "app:word@10.0.0.1", "--keys", "a"), "'…@10.0.0.1' is not MODULE:NAME"),
-        (("invalidate", "--loader", "http:pass@word", "a"), "'…@word' is not MODULE:NAME"),
+        (("refresh", "redis://app:pass.word@10.0.0.1"), "'redis://…@10.0.0.1' must be MODULE:NAME"),
+        (("warm", "app:word@10.0.0.1", "--keys", "a"), "'…@10.0.0.1' must be MODULE:NAME"),
+        (("invalidate", "--loader", "http:pass@word", "a"), "'…@word' must be MODULE:NAME"),
     ],
 )
-def test_a_url_in_the_place_of_something_else_shows_no_password(arguments, hidden, capsys):
+def test_error_about_a_misplaced_url_hides_the_password(arguments, hidden, capsys):
     assert run(*arguments) == 2
     said = capsys.readouterr().err
     assert hidden in said
@@ -483,7 +483,7 @@ def test_a_url_in_the_place_of_something_else_shows_no_password(arguments, hidde
 
 @pytest.mark.parametrize("ends", ["stdout", "both"])
 @pytest.mark.parametrize("arguments", [("queue", "status"), ("queue", "status", "--json"), ("queue", "dead", "--watch", "0.01")])  # fmt: skip
-def test_a_reader_that_has_seen_enough_ends_the_command_without_a_word(arguments, ends, server: Server):
+def test_closed_pipe_ends_the_command_with_the_sigpipe_code_and_no_message(arguments, ends, server: Server):
     """`swr queue status | head -1`."""
     reading, writing = os.pipe()
     os.close(reading)
@@ -502,7 +502,7 @@ def test_a_reader_that_has_seen_enough_ends_the_command_without_a_word(arguments
     assert not done.stderr
 
 
-def test_a_pipe_that_nobody_reads_is_written_nowhere_from_then_on(monkeypatch, capsys):
+def test_output_after_a_broken_pipe_is_discarded_without_error(monkeypatch, capsys):
     reading, writing = os.pipe()
     os.close(reading)
     with open(writing, "w") as out:
@@ -512,7 +512,7 @@ def test_a_pipe_that_nobody_reads_is_written_nowhere_from_then_on(monkeypatch, c
         monkeypatch.undo()
 
 
-def test_help_teaches(capsys):
+def test_help_shows_examples_and_units_of_durations(capsys):
     assert run("--help") == 0
     assert "a caching reverse proxy in front of an HTTP service" in capsys.readouterr().out
     assert run("proxy", "--help") == 0
@@ -521,12 +521,12 @@ def test_help_teaches(capsys):
     assert "500ms, 90s, 10m, 12h, 1d, 2w" in said
 
 
-def test_the_command_is_installed_under_its_name():
+def test_python_m_swr_prints_the_usage_of_swr():
     done = subprocess.run([sys.executable, "-m", "swr", "--help"], capture_output=True, check=True, text=True)
     assert done.stdout.startswith("usage: swr [-h] [--version] command")
 
 
-def test_the_module_is_the_command(monkeypatch):
+def test_module_runs_the_command_only_when_run_as_main(monkeypatch):
     import runpy
 
     monkeypatch.setattr(sys, "argv", ["swr"])

@@ -63,7 +63,7 @@ def fill(cache: Cache, groups: list[str]) -> list[str]:
 
 
 @pytest.mark.parametrize("start", [Server, ClusterOfSix])
-def test_every_entry_is_listed_once_by_loader_and_route_with_a_cursor(capsys, start):
+def test_keys_command_lists_each_entry_once_by_loader_and_route(capsys, start):
     with start(kinds()[0]) as servers:
         list_all(servers.url, capsys, is_cluster=start is ClusterOfSix)
 
@@ -87,7 +87,7 @@ def list_all(url: str, capsys, *, is_cluster: bool) -> None:
     assert capsys.readouterr().out == "no such entries in the namespace 'we[ird]*'\n"
 
 
-def test_the_lines_for_people_fit_into_80_columns(server: Server, capsys):
+def test_keys_command_prints_lines_of_at_most_80_columns(server: Server, capsys):
     fill(Cache(server.url, namespace="lines", timeout=5), ["ATL"])
     where = ("--redis", server.url, "--namespace", "lines")
     assert main(["keys", *where, "--tags", "--loader", "top:{group}"]) == 0
@@ -106,7 +106,7 @@ def test_the_lines_for_people_fit_into_80_columns(server: Server, capsys):
     assert any(line.endswith("GET http://test\\n/rankings/ATL?") for line in lines)
 
 
-def test_a_key_that_a_client_has_chosen_a_part_of_gives_the_terminal_no_commands(server: Server, capsys):
+def test_control_characters_in_keys_are_escaped_for_the_terminal(server: Server, capsys):
     [key] = fill(Cache(server.url, namespace="tty", timeout=5), ["\x1b[2J\r\x9b\u202e"])[:1]
     where = ("--redis", server.url, "--namespace", "tty")
     for command in (["keys", *where, "--tags"], ["inspect", key, *where]):
@@ -116,7 +116,7 @@ def test_a_key_that_a_client_has_chosen_a_part_of_gives_the_terminal_no_commands
         assert r"top:\x1b[2J\r\x9b\u202e" in out
 
 
-def test_a_cursor_leads_on_and_nothing_is_asked_for_with_keys(server: Server, capsys):
+def test_cursors_visit_1000_entries_with_scan_and_never_with_redis_keys(server: Server, capsys):
     """A thousand entries take several steps, and the server has seen SCAN and never KEYS."""
 
     async def fill_many() -> None:
@@ -140,7 +140,7 @@ def test_a_cursor_leads_on_and_nothing_is_asked_for_with_keys(server: Server, ca
     assert "cmdstat_keys" not in statistics
 
 
-def test_hidden_names_are_shown_to_whom_has_the_secret(server: Server, capsys, monkeypatch):
+def test_hidden_key_names_are_shown_only_with_the_right_secret(server: Server, capsys, monkeypatch):
     monkeypatch.setenv("SWR_ENCRYPTION_KEYS", f"one={base64.urlsafe_b64encode(bytes(32)).decode()}")
     monkeypatch.setenv("SWR_SECRET", "a secret that is long enough for everybody")
     fill(Cache.from_env(server.url, namespace="hidden", timeout=5), ["ATL", LONG])
@@ -159,7 +159,7 @@ def test_hidden_names_are_shown_to_whom_has_the_secret(server: Server, capsys, m
     assert all_keys(capsys, *where, "--loader", "top:{group}")[0] == []
 
 
-def test_ages_are_short_and_what_cannot_be_read_has_none(server: Server, capsys):
+def test_keys_command_shows_short_ages_and_an_unreadable_entry_as_missing(server: Server, capsys):
     seconds = {"s": 100, "min": 600, "h": 7200, "d": 500_000}
     for unit, age in seconds.items():
 
@@ -180,12 +180,12 @@ def test_ages_are_short_and_what_cannot_be_read_has_none(server: Server, capsys)
     assert lines[-1].startswith("1 of them: it cannot be read: ")
 
 
-def test_the_key_in_a_frame_that_is_none_is_not_told():
+def test_key_in_returns_none_for_an_invalid_frame():
     assert frames.key_in(b"", PLAIN) is None
     assert frames.key_in(b"x" * 500, PLAIN) is None
 
 
-def test_what_is_no_entry_is_left_out(server: Server, capsys):
+def test_keys_command_omits_foreign_data_and_invalidated_entries(server: Server, capsys):
     cache = Cache(server.url, namespace="odd", timeout=5)
     fill(cache, ["ATL", "JFK"])
     server.command("SET", "odd:{foreign}", "something")
@@ -200,13 +200,13 @@ def test_what_is_no_entry_is_left_out(server: Server, capsys):
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [
-        (["--cursor", "x"], "--cursor 'x' is not a cursor that swr keys has shown"),
+        (["--cursor", "x"], "--cursor 'x' must be a cursor that swr keys showed"),
         (["--cursor", "7.0"], "belongs to a server that is gone"),
-        (["--limit", "0"], "--limit 0 is not 1 or more"),
+        (["--limit", "0"], "--limit 0 is too low: give 1 or more"),
         (["--loader", "a", "--route", "/b"], "give one of --loader and --route"),
     ],
 )
-def test_what_is_asked_wrongly_is_said_in_one_line(server: Server, capsys, arguments, says):
+def test_invalid_arguments_exit_2_with_one_line_on_stderr(server: Server, capsys, arguments, says):
     assert main(["keys", "--redis", server.url, *arguments]) == 2
     error = capsys.readouterr().err
     assert says in error
@@ -214,7 +214,7 @@ def test_what_is_asked_wrongly_is_said_in_one_line(server: Server, capsys, argum
 
 
 @pytest.mark.parametrize("arguments", [["keys"], ["inspect", "k"], ["invalidate", "k", "--soft"]])
-def test_a_wrong_password_is_said_with_the_address_of_the_server(own_server: Server, capsys, arguments):
+def test_wrong_password_prints_the_server_address_but_not_the_password(own_server: Server, capsys, arguments):
     own_server.command("CONFIG", "SET", "requirepass", "right")
     url = own_server.url.replace("redis://", "redis://:guessed@")
     assert main([*arguments, "--redis", url]) == 1
@@ -225,7 +225,7 @@ def test_a_wrong_password_is_said_with_the_address_of_the_server(own_server: Ser
     assert output.err.count("\n") == 1
 
 
-def test_where_redis_is_unreachable_it_is_said_in_one_line(capsys):
+def test_keys_command_reports_an_unreachable_redis_in_one_line(capsys):
     assert main(["keys", "--redis", "redis://127.0.0.1:1/0"]) == 1
     output = capsys.readouterr()
     assert output.out == ""
@@ -241,7 +241,7 @@ def test_where_redis_is_unreachable_it_is_said_in_one_line(capsys):
         (["--all"], "everything"),
     ],
 )
-def test_a_soft_invalidation_marks_stale_and_inspect_and_keys_show_the_mark(server: Server, capsys, what, shown):
+def test_soft_invalidation_marks_entries_stale_and_inspect_and_keys_show_it(server: Server, capsys, what, shown):
     fill(Cache(server.url, namespace="soft", timeout=5), ["ATL"])
     where = ("--redis", server.url, "--namespace", "soft")
     assert main(["invalidate", *what, "--soft", *where]) == 0
@@ -256,7 +256,7 @@ def test_a_soft_invalidation_marks_stale_and_inspect_and_keys_show_the_mark(serv
     assert "marked_stale" in said(capsys, "invalidate", *what, "--soft", *where)
 
 
-def test_the_responses_to_a_url_are_marked_stale(server: Server, capsys):
+def test_soft_invalidation_by_url_marks_responses_stale(server: Server, capsys):
     fill(Cache(server.url, namespace="url", timeout=5), ["ATL"])
     where = ("--redis", server.url, "--namespace", "url")
     assert main(["invalidate", "--url", "/rankings/ATL", "--soft", *where]) == 0
@@ -265,7 +265,9 @@ def test_the_responses_to_a_url_are_marked_stale(server: Server, capsys):
     assert found["marked_at"] is not None
 
 
-def test_calls_of_a_loader_are_marked_stale_where_its_cache_lies(server: Server, capsys, tmp_path, monkeypatch):
+def test_soft_invalidation_by_loader_uses_redis_and_namespace_of_its_cache(
+    server: Server, capsys, tmp_path, monkeypatch
+):
     (tmp_path / "shop_soft.py").write_text(
         f"""
 from swr import Cache, Policy
@@ -287,9 +289,7 @@ async def top(group: str) -> str:
     assert "error until  never\n" in capsys.readouterr().out
 
 
-def test_all_that_a_loader_has_stored_is_marked_or_removed_and_nothing_else(
-    server: Server, capsys, tmp_path, monkeypatch
-):
+def test_invalidate_loader_all_affects_only_entries_of_that_loader(server: Server, capsys, tmp_path, monkeypatch):
     (tmp_path / "shop_all.py").write_text(
         f"""
 from swr import Cache

@@ -53,7 +53,7 @@ def url(any_server: Server) -> str:
     return any_server.url
 
 
-def test_what_queues_hold(url, capsys):
+def test_status_shows_counts_round_and_leader_of_each_queue(url, capsys):
     fail_twice(url, "late")
     queues = said(capsys, "status", "--redis", url)["queues"]
     assert [queue["name"] for queue in queues] == ["late:group", "top:group"]
@@ -71,7 +71,7 @@ def test_what_queues_hold(url, capsys):
     assert "3 enqueued" in lines["so"]
 
 
-def test_who_takes_and_who_leads(any_server, capsys):
+def test_status_shows_leader_and_consumers_of_a_running_refresher(any_server, capsys):
     any_server.command("FLUSHALL")
     cache = Cache(any_server.url, timeout=5)
 
@@ -91,7 +91,7 @@ def test_who_takes_and_who_leads(any_server, capsys):
     asyncio.run(run())
 
 
-def test_dead_letters(url, capsys):
+def test_dead_lists_key_arguments_tries_and_error_of_each_dead_letter(url, capsys):
     fail_twice(url, "late")
     assert [(letter["queue"], letter["key"]) for letter in said(capsys, "dead", "--redis", url)["dead"]] == [
         ("late:group", "late:JFK"),
@@ -108,14 +108,15 @@ def test_dead_letters(url, capsys):
 
 
 @pytest.mark.parametrize(("action", "queued"), [("retry", 1), ("purge", 0)])
-def test_settling_dead_letters(action, queued, url, capsys):
+def test_retry_and_purge_remove_named_or_all_dead_letters(action, queued, url, capsys):
     done = {"retry": "retried", "purge": "purged"}[action]
     assert said(capsys, action, "top:group", "top:JFK", "--redis", url) == {done: 1, "queue": "top:group"}
     [status] = said(capsys, "status", "--redis", url)["queues"]
     assert (status["queued"], status["dead"]) == (queued, 1)
     # Not twice, and then nothing else is done either.
     assert main(["queue", action, "top:group", "top:ORD", "top:JFK", "--redis", url]) == 1
-    assert capsys.readouterr().err == f"swr: 'top:JFK' is not a dead letter of 'top:group': nothing was {done}\n"
+    said_so = f"swr: 'top:JFK' is not a dead letter of 'top:group': nothing was {done}. `swr queue dead` lists "
+    assert capsys.readouterr().err == f"{said_so}the dead letters\n"
     assert main(["queue", action, "top:group", "--all", "--redis", url]) == 0
     assert capsys.readouterr().out == f"{done} 1 dead letter of 'top:group'\n"
     [status] = said(capsys, "status", "--redis", url)["queues"]
@@ -124,7 +125,7 @@ def test_settling_dead_letters(action, queued, url, capsys):
     assert capsys.readouterr().out == "no dead letters\n"
 
 
-def test_where_there_are_none(any_server, capsys):
+def test_status_without_queues_says_there_are_none(any_server, capsys):
     any_server.command("FLUSHALL")
     assert main(["queue", "status", "--redis", any_server.url]) == 0
     assert capsys.readouterr().out == "no queues in the namespace 'swr'\n"
@@ -132,7 +133,7 @@ def test_where_there_are_none(any_server, capsys):
     assert capsys.readouterr().err == "swr: there is no queue 'top' in the namespace 'swr'; there is none at all\n"
 
 
-def test_an_unknown_name(url, capsys):
+def test_unknown_queue_name_is_refused_with_the_known_names(url, capsys):
     for command in (["status", "top"], ["dead", "top"], ["retry", "top", "--all"], ["purge", "top", "k"]):
         assert main(["queue", *command, "--redis", url]) == 2
         error = capsys.readouterr().err
@@ -140,7 +141,7 @@ def test_an_unknown_name(url, capsys):
 
 
 @pytest.mark.parametrize("start", [ClusterOfSix, Sentinels])
-def test_any_topology(start, capsys):
+def test_commands_work_on_cluster_and_sentinels(start, capsys):
     with start(kinds()[0]) as group:
         fail_twice(group.url, shards=3)
         where = ("--redis", group.url, "--timeout", "5")
@@ -152,7 +153,7 @@ def test_any_topology(start, capsys):
         assert (status["queued"], status["dead"]) == (1, 0)
 
 
-def test_unreachable_server_is_one_line_and_a_failure(capsys):
+def test_unreachable_server_prints_one_line_and_exits_with_1(capsys):
     url = f"redis://127.0.0.1:{free_port()}/0"
     for command in (["status"], ["dead"], ["retry", "top", "--all"], ["purge", "top", "k"]):
         assert main(["queue", *command, "--redis", url, "--timeout", "500ms"]) == 1
@@ -171,7 +172,7 @@ def test_unreachable_server_is_one_line_and_a_failure(capsys):
         (["purge", "top", "k", "--all", "--redis", "redis://x"], "and not both"),
     ],
 )
-def test_what_is_asked_wrongly(arguments, says, capsys):
+def test_wrong_arguments_print_one_line_and_exit_with_2(arguments, says, capsys):
     try:
         code = main(["queue", *arguments])
     except SystemExit as ended:
@@ -181,7 +182,7 @@ def test_what_is_asked_wrongly(arguments, says, capsys):
     assert says in error
 
 
-def test_help_teaches(capsys):
+def test_help_of_each_command_shows_an_example(capsys):
     for command in ([], ["status"], ["dead"], ["retry"], ["purge"]):
         with pytest.raises(SystemExit, match="0"):
             main(["queue", *command, "--help"])

@@ -97,7 +97,7 @@ def counts(loaded: int, fresh: int, failed: int = 0) -> dict:
     return {"loaded": loaded, "fresh": fresh, "failed": failed, "errors": {}}
 
 
-def test_what_is_fresh_is_left_alone(made, capsys):
+def test_fresh_entries_are_loaded_only_with_force(made, capsys):
     assert warm(capsys, "top", "--keys", "ATL", "JFK", "ATL") == counts(2, 0)
     assert warm(capsys, "top", "--keys", "ATL", "JFK", "ORD") == counts(1, 2)
     assert sorted(made.called) == ["ATL", "JFK", "ORD"]
@@ -105,25 +105,25 @@ def test_what_is_fresh_is_left_alone(made, capsys):
     assert made.called[3:] == ["ATL"]
 
 
-def test_what_is_stale_is_loaded(made, capsys):
+def test_stale_entry_is_loaded(made, capsys):
     for _ in range(2):
         assert warm(capsys, "brief", "--keys", "[]") == counts(1, 0)
 
 
-def test_what_was_invalidated_is_loaded(made, any_server, capsys):
+def test_invalidated_entry_is_loaded_and_others_stay_fresh(made, any_server, capsys):
     warm(capsys, "top", "--keys", "ATL", "JFK")
     assert main(["invalidate", "top:ATL", "--redis", any_server.url]) == 0
     capsys.readouterr()
     assert warm(capsys, "top", "--keys", "ATL", "JFK") == counts(1, 1)
 
 
-def test_a_batch_loader_is_called_once(made, capsys):
+def test_batch_loader_is_called_once_with_all_missing_keys(made, capsys):
     assert warm(capsys, "many", "--keys", "a", "b", "c") == counts(3, 0)
     assert warm(capsys, "many", "--keys", "a", "b", "c", "d", "e") == counts(2, 3)
     assert made.called == [["a", "b", "c"], ["d", "e"]]
 
 
-def test_so_many_at_once(made, capsys):
+def test_at_once_limits_the_size_of_batches(made, capsys):
     assert warm(capsys, "many", "--keys", *"abcdefg", "--at-once", "3") == counts(7, 0)
     assert all(len(groups) <= 3 for groups in made.called)
     assert sorted(group for groups in made.called for group in groups) == [*"abcdefg"]
@@ -138,12 +138,12 @@ def test_so_many_at_once(made, capsys):
         ("top", ["--keys", "[ATL", '{"a": 1}'], ["[ATL", '{"a": 1}']),
     ],
 )
-def test_keys(loader, keys, called, made, capsys):
+def test_json_keys_text_keys_and_keys_from_a_function_reach_the_loader(loader, keys, called, made, capsys):
     assert warm(capsys, loader, *keys) == counts(2, 0)
     assert sorted(made.called) == called
 
 
-def test_keys_of_a_file(made, capsys, tmp_path, monkeypatch):
+def test_keys_are_read_from_a_file_or_stdin(made, capsys, tmp_path, monkeypatch):
     file = tmp_path / "groups.txt"
     file.write_text('["ATL", 1]\n\n["Zürich", 2]\n', "utf-8")
     assert warm(capsys, "two", "--keys-file", str(file)) == counts(2, 0)
@@ -152,7 +152,7 @@ def test_keys_of_a_file(made, capsys, tmp_path, monkeypatch):
     assert warm(capsys, "top", "--keys-file", "-") == counts(2, 0)
 
 
-def test_what_fails_is_named(made, capsys):
+def test_failed_loads_are_named_with_their_errors_and_exit_with_1(made, capsys):
     made.fails = {"JFK", "ORD"}
     found = warm(capsys, "top", "--keys", "ATL", "JFK", "ORD", code=1)
     assert found["errors"] == {"top:JFK": "ValueError: no JFK", "top:ORD": "ValueError: no ORD"}
@@ -166,7 +166,7 @@ def test_what_fails_is_named(made, capsys):
     ]
 
 
-def test_what_somebody_else_loads_is_waited_for(made, any_server, capsys):
+def test_load_of_another_process_is_awaited_and_counted_as_fresh(made, any_server, capsys):
     """Nothing is loaded twice."""
     begun, asked = threading.Event(), threading.Event()
     elsewhere = Cache(any_server.url, timeout=5)
@@ -190,7 +190,7 @@ def test_what_somebody_else_loads_is_waited_for(made, any_server, capsys):
     assert made.called == ["JFK"]
 
 
-def test_what_does_not_reach_redis_is_no_success(make, capsys):
+def test_value_that_does_not_reach_redis_counts_as_failed(make, capsys):
     with Server(kinds()[0]) as server:
         made = make(server.url)
 
@@ -205,7 +205,7 @@ def test_what_does_not_reach_redis_is_no_success(make, capsys):
     assert list(found["errors"]) == ["lost"]
 
 
-def test_progress_is_shown_to_who_looks(made, capsys, monkeypatch):
+def test_progress_bar_is_shown_in_a_terminal(made, capsys, monkeypatch):
     class Terminal(io.StringIO):
         def isatty(self) -> bool:
             return True
@@ -215,12 +215,12 @@ def test_progress_is_shown_to_who_looks(made, capsys, monkeypatch):
     assert terminal.getvalue() == (f"\r[{' ' * 30}] 0 of 2\r[{'#' * 15}{' ' * 15}] 1 of 2\r[{'#' * 30}] 2 of 2\n")
 
 
-def test_no_keys_are_soon_loaded(made, capsys, monkeypatch):
+def test_empty_list_of_keys_loads_nothing_and_succeeds(made, capsys, monkeypatch):
     monkeypatch.setattr(sys, "stdin", io.StringIO(""))
     assert warm(capsys, "top", "--keys-file", "-") == counts(0, 0)
 
 
-def test_unreachable_server_is_one_line_and_a_failure(make, capsys):
+def test_unreachable_server_prints_one_line_and_exits_with_1(make, capsys):
     make(f"redis://127.0.0.1:{free_port()}/0")
     for force in ([], ["--force"]):
         assert main(["warm", "made:it.top", "--keys", "ATL", *force]) == 1
@@ -234,19 +234,19 @@ def test_unreachable_server_is_one_line_and_a_failure(make, capsys):
     [
         (["made:it.top"], 2, "one of the arguments --keys --keys-from --keys-file is required (swr warm --help)"),
         (["made:it.groups", "--keys", "a"], 2, "and not a loader that @cache.cached or @cache.cached_many made"),
-        (["made:it.top", "--keys", "a", "--at-once", "0"], 2, "--at-once 0 is not 1 or more"),
+        (["made:it.top", "--keys", "a", "--at-once", "0"], 2, "--at-once 0 is too low: give 1 or more"),
         (
             ["made:it.two", "--keys", "a"],
             2,
             "two() missing a required argument: 'limit'",
         ),
         (["made:it.top", "--keys-from", "made:it.none"], 2, "has no attribute 'none'"),
-        (["made:it.top", "--keys-from", "made:__name__"], 2, "--keys-from='made' is neither a list of groups"),
+        (["made:it.top", "--keys-from", "made:__name__"], 2, "--keys-from='made': give a list of groups"),
         (["made:it.top", "--keys-from", "made:it.no_groups"], 1, "gave no keys: LookupError: the database is away"),
         (["made:it.top", "--keys-file", "/no/such/file"], 1, "--keys-file '/no/such/file' cannot be read: FileNotF"),
     ],
 )
-def test_what_is_asked_wrongly(arguments, code, says, made, capsys):
+def test_invalid_arguments_print_one_line_and_exit_with_an_error(arguments, code, says, made, capsys):
     try:
         ended = main(["warm", *arguments])
     except SystemExit as end:
@@ -256,7 +256,7 @@ def test_what_is_asked_wrongly(arguments, code, says, made, capsys):
     assert says in error
 
 
-def test_memory_is_nobodys(make, capsys):
+def test_cache_in_memory_cannot_be_warmed(make, capsys):
     make(None)
     assert main(["warm", "made:it.top", "--keys", "a"]) == 2
     error = capsys.readouterr().err
@@ -264,8 +264,8 @@ def test_memory_is_nobodys(make, capsys):
     assert "or name a module that calls its configure(...) when it is imported" in error
 
 
-def test_a_module_that_makes_the_app_gives_a_command_its_cache(make, any_server, capsys, tmp_path, monkeypatch):
-    """As of an app with `create_app(settings)`, whose cache has no URL when its own module is imported."""
+def test_loader_is_warmed_in_the_cache_that_its_module_configures(make, any_server, capsys, tmp_path, monkeypatch):
+    """For instance for an app with `create_app(settings)`: its cache has no URL when its module is imported."""
     any_server.command("FLUSHALL")
     make(None)
     (tmp_path / "tools.py").write_text(f"from made import it\nit.cache.configure({any_server.url!r})\ntop = it.top\n")
@@ -275,12 +275,12 @@ def test_a_module_that_makes_the_app_gives_a_command_its_cache(make, any_server,
     assert (ended, capsys.readouterr().out) == (0, "loaded 1, fresh 0, failed 0\n")
 
 
-def test_what_each_process_loads_for_itself_is_nobodys(made, capsys):
+def test_loader_with_shared_false_cannot_be_warmed(made, capsys):
     assert main(["warm", "made:it.here", "--keys", ""]) == 2
     assert "'made:it.here' has shared=False" in capsys.readouterr().err
 
 
-def test_help_teaches(capsys):
+def test_help_shows_an_example_with_keys_from(capsys):
     with pytest.raises(SystemExit, match="0"):
         main(["warm", "--help"])
     assert "--keys-from examples.ranking:flights.airports" in unfolded(capsys.readouterr().out)

@@ -38,7 +38,7 @@ def told(response):
 
 
 @pytest.mark.parametrize("chunks", [None, (b"a", b"b")])
-async def test_clients_keep_a_response_that_says_nothing_to_them_and_ask_each_time(cache, clock, chunks):
+async def test_response_without_client_fields_gets_a_no_cache_directive_and_an_etag(cache, clock, chunks):
     async with client(ruled(cache, App(TEXT, body=b"c", chunks=chunks))) as http:
         first, hit = await http.get("/x"), await http.get("/x")
         assert first.headers["cache-control"] == hit.headers["cache-control"] == "no-cache"
@@ -53,7 +53,7 @@ async def test_clients_keep_a_response_that_says_nothing_to_them_and_ask_each_ti
         assert told(await http.head("/x")) == told(hit)
 
 
-async def test_a_client_that_has_the_response_gets_a_304_at_every_age(cache, clock):
+async def test_client_with_the_current_etag_gets_a_304_at_every_age(cache, clock):
     app = App(TEXT, body=b"c")
     async with client(ruled(cache, app)) as http:
         first = await http.get("/x")
@@ -70,7 +70,7 @@ async def test_a_client_that_has_the_response_gets_a_304_at_every_age(cache, clo
         assert app.runs == 3
 
 
-async def test_what_has_changed_has_another_tag(cache, clock):
+async def test_changed_response_has_another_etag(cache, clock):
     async with client(ruled(cache, App(TEXT))) as http:
         first = await http.get("/x")
         await cache.clear()
@@ -79,7 +79,7 @@ async def test_what_has_changed_has_another_tag(cache, clock):
         assert again.headers["etag"] != first.headers["etag"]
 
 
-def test_the_tag_is_of_the_response_and_not_of_the_run():
+def test_etag_depends_on_the_response_and_not_on_date_or_request_id():
     tag = tag_of(200, [(b"Content-Type", b"text/plain"), (b"x-total", b"5"), (b"date", b"now")], b"a")
     assert tag == tag_of(200, [(b"x-total", b"5"), (b"content-type", b"text/plain"), (b"X-Request-ID", b"1")], b"a")
     others = [
@@ -102,7 +102,7 @@ def test_the_tag_is_of_the_response_and_not_of_the_run():
         ([(b"etag", b'"own"')], "no-cache"),
     ],
 )
-async def test_never_over_what_the_app_said(cache, said, expected):
+async def test_fields_that_the_app_sends_to_clients_are_not_overridden(cache, said, expected):
     async with client(ruled(cache, App([*TEXT, *said], body=b"c"))) as http:
         for state in ("missing", "fresh"):
             response = await http.get("/x")
@@ -125,7 +125,7 @@ async def test_never_over_what_the_app_said(cache, said, expected):
         ([], 200, {"X-Unknown": "a"}),
     ],
 )
-async def test_nothing_is_said_of_what_is_not_shared(cache, headers, status, sent):
+async def test_unshared_response_gets_no_cache_control_and_no_etag(cache, headers, status, sent):
     async with client(ruled(cache, App([*TEXT, *headers], status, b"c"))) as http:
         for _ in range(2):
             response = await http.get("/x", headers=sent)
@@ -133,7 +133,7 @@ async def test_nothing_is_said_of_what_is_not_shared(cache, headers, status, sen
             assert told(response) == (dict(headers).get(b"cache-control", b"").decode() or None, None)
 
 
-async def test_without_a_rule_or_a_decorator_nothing_is_added(cache):
+async def test_response_without_rule_or_decorator_gets_no_added_fields(cache):
     said = [(b"swr-cache-control", b"max-age=60"), (b"last-modified", b"Thu, 01 Jan 2015 00:00:00 GMT")]
     for rules in ([], [Rule("/y", fresh_for=60)], [Rule("/x", tags=("a",))]):
         async with client(SWRMiddleware(App(said, body=b"c"), cache, rules, heuristic=0.1)) as http:
@@ -143,8 +143,8 @@ async def test_without_a_rule_or_a_decorator_nothing_is_added(cache):
         await cache.clear()
 
 
-async def test_a_longer_time_counts_from_when_the_client_gets_the_response(cache, clock):
-    """`Age` is taken off `max-age`; without it in there a response would be old as soon as it comes."""
+async def test_client_max_age_counts_from_when_the_client_gets_the_response(cache, clock):
+    """Clients subtract `Age` from `max-age`; swr adds it, so that a response is not stale on arrival."""
     async with client(ruled(cache, App(TEXT, body=b"c"), client_max_age="30s")) as http:
         for age in (0, 0, 20, 20):
             clock.advance(age)
@@ -158,7 +158,7 @@ async def test_a_longer_time_counts_from_when_the_client_gets_the_response(cache
         assert (stale.headers["swr-state"], stale.headers["cache-control"]) == ("stale", "no-cache")
 
 
-async def test_a_part_of_a_response_says_the_same_and_a_weak_tag_does_not_select_one(cache):
+async def test_range_response_has_the_same_fields_and_weak_if_range_gets_the_whole(cache):
     async with client(ruled(cache, App(TEXT, body=b"0123456789"), client_max_age=30)) as http:
         whole = await http.get("/x")
         part = await http.get("/x", headers={"Range": "bytes=2-3"})
@@ -169,7 +169,7 @@ async def test_a_part_of_a_response_says_the_same_and_a_weak_tag_does_not_select
         assert (await http.get("/x", headers={"Range": "bytes=99-"})).headers.get("cache-control") is None
 
 
-async def test_a_part_that_alone_is_stored_has_no_tag_of_the_whole(cache):
+async def test_part_stored_without_its_whole_gets_no_etag(cache):
     headers = [*TEXT, (b"content-range", b"bytes 2-3/10"), (b"swr-cache-control", b"max-age=60")]
     async with client(ruled(cache, App(headers, 206, b"23"))) as http:
         for state in ("missing", "fresh"):
@@ -177,7 +177,7 @@ async def test_a_part_that_alone_is_stored_has_no_tag_of_the_whole(cache):
             assert (part.status_code, part.headers["swr-state"], told(part)) == (206, state, ("no-cache", None))
 
 
-async def test_responses_that_vary_have_tags_of_their_own_and_name_what_selects_them(cache):
+async def test_variants_have_their_own_etags_and_name_the_selecting_fields_in_vary(cache):
     async def app(scope, receive, send):
         units = dict(scope["headers"]).get(b"x-units", b"none")
         headers = [*TEXT, (b"vary", b"Accept-Encoding")]
@@ -201,7 +201,7 @@ async def test_responses_that_vary_have_tags_of_their_own_and_name_what_selects_
 
 @pytest.mark.parametrize("option", ["cookies", "key", "credentials", "middleware"])
 @pytest.mark.parametrize("lasts", [0, 30])
-async def test_what_selects_unseen_by_others_makes_it_private(cache, option, lasts):
+async def test_response_selected_by_cookie_key_or_credential_is_private_to_clients(cache, option, lasts):
     terms = {"cookies": {"cookies": ("a",)}, "key": {"key": lambda scope: "k"}, "credentials": {"credentials": "vary"}}
     key = (lambda scope: "k") if option == "middleware" else None
     async with client(
@@ -215,14 +215,14 @@ async def test_what_selects_unseen_by_others_makes_it_private(cache, option, las
             assert response.headers["cache-control"] == words
 
 
-async def test_a_response_that_must_be_confirmed_is_kept_by_nobody_without_asking(cache):
+async def test_client_max_age_does_not_apply_to_a_response_marked_no_cache(cache):
     headers = [*TEXT, (b"swr-cache-control", b"no-cache"), (b"etag", b'"1"')]
     async with client(ruled(cache, App(headers, body=b"c"), client_max_age=30)) as http:
         for _ in range(2):
             assert (await http.get("/x")).headers["cache-control"] == "no-cache"
 
 
-async def test_that_it_is_not_there_is_kept_without_asking_only_if_the_app_says_so(cache):
+async def test_client_max_age_does_not_apply_to_a_stored_404(cache):
     headers = [*TEXT, (b"swr-cache-control", b"max-age=60")]
     async with client(ruled(cache, App(headers, 404, b"c"), client_max_age=30)) as http:
         for state in ("missing", "fresh"):
@@ -230,7 +230,7 @@ async def test_that_it_is_not_there_is_kept_without_asking_only_if_the_app_says_
             assert (response.headers["swr-state"], response.headers["cache-control"]) == (state, "no-cache")
 
 
-async def test_those_who_wait_for_a_load_are_told_the_same(cache):
+async def test_waiters_of_one_load_get_the_same_fields_as_later_hits(cache):
     app = App(TEXT, body=b"c")
     app.gate = anyio.Event()
     async with client(ruled(cache, app)) as http:
@@ -245,7 +245,7 @@ async def test_those_who_wait_for_a_load_are_told_the_same(cache):
         assert app.runs == 1
 
 
-async def test_a_confirmed_response_is_sent_with_it(cache, clock):
+async def test_response_confirmed_by_a_304_keeps_its_etag_and_cache_control(cache, clock):
     async def app(scope, receive, send):
         known = dict(scope["headers"]).get(b"if-modified-since")
         headers = [*TEXT, (b"last-modified", b"Thu, 01 Jan 2015 00:00:00 GMT")]
@@ -261,7 +261,7 @@ async def test_a_confirmed_response_is_sent_with_it(cache, clock):
 
 
 @pytest.mark.parametrize("anyio_backend", ["asyncio"])
-async def test_the_fields_are_not_stored_and_a_rule_that_changes_counts_at_once(server: Server):
+async def test_added_fields_are_not_stored_and_a_changed_rule_applies_at_once(server: Server):
     async with Cache(server.url) as one, Cache(server.url) as other:
         async with client(ruled(one, App(TEXT, body=b"c"))) as http:
             assert (await http.get("/x")).headers["cache-control"] == "no-cache"
@@ -273,27 +273,27 @@ async def test_the_fields_are_not_stored_and_a_rule_that_changes_counts_at_once(
         assert [headers for one in stored for headers in one.headers] == TEXT
 
 
-async def test_a_body_of_another_length_than_it_says_gets_no_tag(cache):
+async def test_body_with_a_wrong_content_length_gets_no_etag(cache):
     app = App([*TEXT, (b"content-length", b"5")], body=b"c")
     async with client(ruled(cache, app), raises=False) as http:
         assert "etag" not in (await http.get("/x")).headers
 
 
 @pytest.mark.parametrize("option", [{"client_max_age": -1}, {"client_max_age": "soon"}, {"soft_timeout": 0}])
-def test_times_that_cannot_be_are_refused(option):
+def test_invalid_client_max_age_or_soft_timeout_is_rejected(option):
     with pytest.raises(ConfigurationError, match=next(iter(option))):
         Rule("/x", fresh_for=1, **option)
     with pytest.raises(ConfigurationError, match=next(iter(option))):
         Cache().response(fresh_for=1, **option)
 
 
-def test_a_rule_that_times_nothing_gives_clients_no_time_either():
+def test_client_max_age_without_fresh_for_is_rejected():
     with pytest.raises(ConfigurationError, match="client_max_age needs fresh_for"):
         Rule("/x", tags=("a",), client_max_age=5)
 
 
 @pytest.mark.parametrize("change", [{"client_max_age": -1.0}, {"soft_timeout": -1.0}, {"client_max_age": 1e300}])
-def test_what_nobody_can_have_stored_is_refused(change):
+def test_stored_response_with_invalid_times_raises_codec_error(change):
     stored = msgspec.structs.replace(StoredResponse(200, [], b""), **change)
     with pytest.raises(CodecError):
         check(stored)
@@ -315,7 +315,7 @@ def decorated(cache, rules=(), **terms):
 
 
 @pytest.mark.parametrize(("lasts", "words"), [(0, "no-cache"), (30, "max-age=30")])
-async def test_a_decorator_says_the_same_as_a_rule(cache, lasts, words):
+async def test_decorator_adds_the_same_fields_as_a_rule(cache, lasts, words):
     async with client(decorated(cache, client_max_age=lasts)) as http:
         first, hit = await http.get("/x"), await http.get("/x")
         assert told(first) == told(hit) == (words, first.headers["etag"])
@@ -323,14 +323,14 @@ async def test_a_decorator_says_the_same_as_a_rule(cache, lasts, words):
         assert hit.headers.get("vary") == ("units" if lasts else None)
 
 
-async def test_a_decorator_goes_before_a_rule(cache):
+async def test_client_max_age_of_a_decorator_wins_over_a_rule(cache):
     app = decorated(cache, [Rule("/x", fresh_for=60, client_max_age=5)], client_max_age=30)
     async with client(app) as http:
         for _ in range(2):
             assert (await http.get("/x")).headers["cache-control"] == "max-age=30"
 
 
-async def test_a_head_that_confirms_a_response_keeps_what_the_decorator_says(cache):
+async def test_hit_on_an_untrusted_slot_keeps_client_max_age_of_the_decorator(cache):
     app = FastAPI()
     app.add_middleware(SWRMiddleware, cache=cache)
 
@@ -339,10 +339,6 @@ async def test_a_head_that_confirms_a_response_keeps_what_the_decorator_says(cac
     async def endpoint(response: Response) -> str:
         response.headers["ETag"] = '"1"'
         return "c"
-
-    @app.head("/x")
-    async def head() -> Response:
-        return Response(headers={"ETag": '"1"', "SWR-Cache-Control": "max-age=60"})
 
     async with client(app) as http:
         await http.get("/x")
@@ -376,7 +372,7 @@ def guarded(cache, seen=None, own=(), **terms):
 
 
 @pytest.mark.parametrize(("lasts", "words"), [(0, "private, no-cache"), (30, "private, max-age=30")])
-async def test_behind_a_guard_only_the_client_itself_keeps_it(cache, clock, lasts, words):
+async def test_guarded_response_is_private_to_clients_and_gets_a_304(cache, clock, lasts, words):
     async with client(guarded(cache, client_max_age=lasts)) as http:
         first = await http.get("/x", headers={"Authorization": "a"})
         hit = await http.get("/x", headers={"Authorization": "b"})
@@ -393,7 +389,7 @@ async def test_behind_a_guard_only_the_client_itself_keeps_it(cache, clock, last
         assert (stale.headers["swr-state"], stale.headers["cache-control"]) == ("stale", "private, no-cache")
 
 
-async def test_a_client_that_has_it_gets_a_304_from_the_run_too(cache):
+async def test_guarded_miss_with_the_current_etag_gets_a_304(cache):
     async with client(guarded(cache)) as http:
         first = await http.get("/x", headers={"Authorization": "a"})
         await cache.clear()
@@ -402,7 +398,7 @@ async def test_a_client_that_has_it_gets_a_304_from_the_run_too(cache):
         assert (short.status_code, short.headers["swr-state"]) == (304, "missing")
 
 
-async def test_what_dependencies_say_to_the_client_counts_and_reaches_a_304(cache):
+async def test_fields_set_by_dependencies_win_over_added_fields(cache):
     own = (("Cache-Control", "no-store"), ("X-User", "a"), ("ETag", '"of-a-dependency"'))
     async with client(guarded(cache, own=own)) as http:
         for _ in range(2):
@@ -454,7 +450,7 @@ TIMES = {"fresh_for": 60, "stale_for": 0, "stale_if_error": 3600}
 
 
 @pytest.mark.parametrize("form", ["rule", "decorator"])
-async def test_a_client_waits_no_longer_than_the_soft_timeout_if_there_is_something_to_fall_back_on(cache, clock, form):
+async def test_client_gets_the_stale_response_after_soft_timeout_while_the_load_runs(cache, clock, form):
     slow = Slow()
     terms = {**TIMES, "soft_timeout": "10ms", "client_max_age": 30}
     app = ruled(cache, slow_app(slow), **terms) if form == "rule" else slow_endpoint(cache, slow, **terms)
@@ -472,7 +468,7 @@ async def test_a_client_waits_no_longer_than_the_soft_timeout_if_there_is_someth
         assert (fresh.text, fresh.headers["swr-state"]) == ("2", "fresh")
 
 
-async def test_without_anything_to_fall_back_on_it_is_waited_for(cache, clock):
+async def test_client_waits_past_soft_timeout_without_a_fallback(cache, clock):
     slow = Slow()
     slow.runs = 1
     async with client(ruled(cache, slow_app(slow), **TIMES, soft_timeout="1ms")) as http:
@@ -490,7 +486,7 @@ async def test_without_anything_to_fall_back_on_it_is_waited_for(cache, clock):
         assert responses[0].text == "2"
 
 
-async def test_a_response_that_has_begun_is_waited_for(cache, clock):
+async def test_response_that_has_begun_is_awaited_past_soft_timeout(cache, clock):
     patience, began = 0.3, 0.0
 
     async def app(scope, receive, send):
@@ -525,7 +521,7 @@ async def test_a_response_that_has_begun_is_waited_for(cache, clock):
         assert (responses[0].text, responses[0].headers["swr-state"]) == ("ab", "missing")
 
 
-async def test_what_is_invalidated_meanwhile_is_no_answer(cache, clock):
+async def test_response_invalidated_during_the_load_is_not_served(cache, clock):
     slow = Slow()
     async with client(ruled(cache, slow_app(slow), **TIMES, soft_timeout="60s")) as http:
         await http.get("/x")
@@ -544,7 +540,7 @@ async def test_what_is_invalidated_meanwhile_is_no_answer(cache, clock):
         assert responses[0].text != "1"
 
 
-async def test_behind_a_guard_those_who_wait_for_anothers_run_have_patience_too(cache, clock):
+async def test_guarded_reader_that_waits_for_another_gets_stale_after_soft_timeout(cache, clock):
     async def first_state(soft_timeout):
         slow, first = Slow(), []
         await cache.clear()
@@ -572,7 +568,7 @@ async def test_behind_a_guard_those_who_wait_for_anothers_run_have_patience_too(
     assert state == "missing"
 
 
-async def test_behind_a_guard_without_anything_to_fall_back_on_they_wait(cache):
+async def test_guarded_readers_wait_past_soft_timeout_without_a_fallback(cache):
     slow = Slow()
     async with client(guarded(cache, slow, **TIMES, soft_timeout="1ms")) as http:
         # Now it is known that the endpoint is behind a guard.
@@ -603,7 +599,7 @@ def hold_back_leases(monkeypatch):
     return gate
 
 
-async def test_behind_a_guard_whoever_waits_past_the_soft_timeout_runs_the_endpoint_for_all(cache, monkeypatch):
+async def test_guarded_readers_past_soft_timeout_share_one_endpoint_run(cache, monkeypatch):
     slow = Slow()
     slow.gate.set()
     async with client(guarded(cache, slow, **TIMES, soft_timeout="1ms")) as http:
@@ -627,7 +623,7 @@ async def test_behind_a_guard_whoever_waits_past_the_soft_timeout_runs_the_endpo
         assert (again.headers["swr-state"], slow.runs) == ("fresh", 2)
 
 
-async def test_behind_a_guard_a_load_that_its_only_reader_left_before_it_began_says_nothing(cache, monkeypatch):
+async def test_guarded_readers_share_one_run_after_a_reader_left_before_its_load_began(cache, monkeypatch):
     slow = Slow()
     slow.gate.set()
     release, releasing, may_release = MemoryStore.release, anyio.Event(), anyio.Event()
@@ -659,9 +655,7 @@ async def test_behind_a_guard_a_load_that_its_only_reader_left_before_it_began_s
         assert slow.runs == 2
 
 
-async def test_behind_a_guard_whoever_gives_up_waiting_for_a_lease_has_the_response_refreshed(
-    cache, clock, monkeypatch
-):
+async def test_guarded_reader_that_stops_waiting_for_a_lease_still_causes_a_refresh(cache, clock, monkeypatch):
     slow = Slow()
     slow.gate.set()
     async with client(guarded(cache, slow, **TIMES, soft_timeout="1ms")) as http:

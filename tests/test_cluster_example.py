@@ -40,7 +40,7 @@ def at_work_in(folder: Path) -> list[str]:
     return found
 
 
-def test_a_master_is_killed_and_nothing_acknowledged_is_lost(environment: dict[str, str]) -> None:
+def test_no_acknowledged_mark_is_lost_when_a_master_is_killed(environment: dict[str, str]) -> None:
     done = subprocess.run(
         COMMAND, cwd=ROOT, env=environment, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=900
     )
@@ -58,7 +58,7 @@ def test_a_master_is_killed_and_nothing_acknowledged_is_lost(environment: dict[s
     assert set(figures) == {"slowest mark", "loads that failed"}
 
 
-def test_ctrl_c_ends_every_child(environment: dict[str, str], tmp_path: Path) -> None:
+def test_ctrl_c_ends_every_child_process(environment: dict[str, str], tmp_path: Path) -> None:
     with subprocess.Popen(COMMAND, cwd=ROOT, env=environment, stdout=subprocess.PIPE, text=True) as example:
         assert example.stdout is not None
         assert any("are warm" in line for line in example.stdout)
@@ -72,7 +72,7 @@ def test_ctrl_c_ends_every_child(environment: dict[str, str], tmp_path: Path) ->
 
 
 @pytest.mark.anyio
-async def test_what_is_missing_or_older_than_what_was_acknowledged_counts_as_lost() -> None:
+async def test_value_that_is_missing_or_older_than_acknowledged_counts_as_lost() -> None:
     async with Cache() as cache:
 
         @cache.cached("number:{group}", fresh_for=60)

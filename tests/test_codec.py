@@ -89,13 +89,13 @@ def there_and_back(kind, value):
         (tuple[int, str], (1, "a")), (Annotated[int, "note"], 5), (int, 2**64 - 1),
     ],
 )  # fmt: skip
-def test_a_value_comes_back_as_what_its_annotation_says(kind, value):
+def test_round_trip_keeps_the_value_and_its_type(kind, value):
     back = there_and_back(kind, value)
     assert back == value
     assert type(back) is type(value)
 
 
-def test_a_ranking_comes_back_whole():
+def test_round_trip_keeps_the_fields_of_nested_dataclasses():
     back = there_and_back(Ranking, Ranking([ROW]))
     assert isinstance(back.rows[0], Row)
     assert back.rows[0].at.utcoffset() == datetime.timedelta(hours=9)
@@ -110,7 +110,7 @@ def test_a_ranking_comes_back_whole():
         (Struct, Struct(1, ())),
     ],
 )  # fmt: skip
-def test_what_is_not_even_equal_to_itself_comes_back_all_the_same(kind, value):
+def test_round_trip_keeps_nan_in_values(kind, value):
     assert repr(there_and_back(kind, value)) == repr(value)
 
 
@@ -124,7 +124,7 @@ def test_what_is_not_even_equal_to_itself_comes_back_all_the_same(kind, value):
         (Any, (number for number in ()), "generator"), (list[float], [float("nan"), "x"], "list"),
     ],
 )  # fmt: skip
-def test_what_would_come_back_changed_is_refused_by_type(kind, value, named):
+def test_value_that_a_round_trip_would_change_raises_and_names_its_type(kind, value, named):
     with pytest.raises(CodecError, match=named):
         there_and_back(kind, value)
 
@@ -134,12 +134,12 @@ class Special(Ranking):
     more: int = 1
 
 
-def test_a_subclass_of_the_annotation_is_refused_rather_than_cut():
+def test_subclass_with_more_fields_than_the_annotation_is_rejected():
     with pytest.raises(CodecError, match="changed"):
         there_and_back(Ranking, Special([], None, 2))
 
 
-def test_a_custom_class_cannot_be_read_back():
+def test_decoding_a_custom_class_raises_codec_error():
     class Own:
         pass
 
@@ -151,7 +151,7 @@ def frame(codec=ANY, key="k", value=("x" * 40)):
     return encode(key, stamp(value, Policy(60, 600, tags=("t",)), 1.5, version=3, tag_version=2), codec)
 
 
-def test_every_changed_byte_is_found():
+def test_changed_byte_raises_codec_error_except_in_the_version():
     whole = frame()
     for position in range(len(whole)):
         for change in (1, 128):
@@ -169,7 +169,7 @@ def test_every_changed_byte_is_found():
 @pytest.mark.uncounted
 @settings(max_examples=300)
 @given(st.binary(max_size=200), st.integers(0, 200))
-def test_no_bytes_raise_anything_but_a_codec_error(noise, cut):
+def test_invalid_bytes_raise_only_codec_error(noise, cut):
     for bytes_ in (noise, frame()[:cut], frame()[:cut] + noise):
         if bytes_ == frame():
             continue
@@ -177,14 +177,14 @@ def test_no_bytes_raise_anything_but_a_codec_error(noise, cut):
             decode("k", bytes_, ANY)
 
 
-def test_an_entry_of_another_key_or_type_is_not_taken():
+def test_entry_of_another_key_or_type_raises_codec_error():
     with pytest.raises(CodecError, match="key"):
         decode("other", frame(), ANY)
     with pytest.raises(CodecError, match="type"):
         decode("k", frame(), Codec(str))
 
 
-def test_the_fingerprint_is_of_the_shape():
+def test_fingerprint_depends_on_the_fields_of_a_type():
     first = dataclasses.make_dataclass("R", [("a", int)])
     same = dataclasses.make_dataclass("R", [("a", int)])
     other = dataclasses.make_dataclass("R", [("a", int), ("b", int, 0)])
@@ -256,13 +256,13 @@ def hidden(factor: int) -> type:
 
 
 @pytest.mark.parametrize("model", [in_cents, marked, checked, hidden])
-def test_the_fingerprint_is_of_what_a_models_own_functions_write(model):
-    """Two releases that cannot read one another's values would else replace them in turn."""
+def test_fingerprint_depends_on_the_functions_and_hidden_fields_of_a_model(model):
+    """Otherwise two releases that cannot read each other's values would replace them in turn."""
     assert Codec(model(10)).fingerprint == Codec(model(10)).fingerprint != Codec(model(100)).fingerprint
     assert Codec(list[model(10)]).fingerprint != Codec(list[model(100)]).fingerprint
 
 
-def test_the_codec_of_a_loader_is_of_its_return_annotation():
+def test_loader_codec_follows_the_return_annotation_or_raises():
     async def annotated() -> list[Row]: ...
     def bare(): ...
     def unresolvable() -> "Nowhere": ...  # noqa: F821  # the name is missing on purpose
@@ -282,7 +282,7 @@ def test_the_codec_of_a_loader_is_of_its_return_annotation():
         codec_for(unsupported)
 
 
-def test_an_annotation_that_cannot_be_hashed_has_a_codec():
+def test_unhashable_annotation_gets_a_codec():
     def f() -> Annotated[int, []]: ...
 
     assert codec_for(f).kind == Annotated[int, []]

@@ -38,7 +38,7 @@ class Source:
 
 
 class TestContext:
-    async def test_a_loader_is_told_of_the_last_value_and_confirms_it(self, cache, clock):
+    async def test_not_modified_renews_the_last_value_given_to_the_loader(self, cache, clock):
         source = Source()
 
         @cache.cached("k:{group}", fresh_for=60, stale_for=600, tags=("t",))
@@ -61,7 +61,7 @@ class TestContext:
         assert source.told == [(None, math.inf, None, False), ([1], 70, "1", True), ([1], 0, "1", True)]
         assert source.reads == 2
 
-    async def test_what_is_past_its_deadlines_is_told_as_long_as_it_is_kept(self, cache, clock):
+    async def test_context_holds_a_value_past_its_deadlines_while_keep_for_lasts(self, cache, clock):
         source = Source()
 
         async def load(context: LoadContext[list[int]]) -> object:
@@ -83,7 +83,7 @@ class TestContext:
         assert source.told[-1] == ([1], 3600, "1", True)
 
     @pytest.mark.parametrize("how", ["key", "tag"])
-    async def test_what_was_invalidated_is_told_to_nobody(self, cache, clock, how):
+    async def test_context_has_no_value_after_an_invalidation(self, cache, clock, how):
         source = Source()
 
         @cache.cached("k", fresh_for=60, tags=("t",))
@@ -96,8 +96,8 @@ class TestContext:
         await load.refresh()
         assert [has_value for *_, has_value in source.told] == [False, False, True]
 
-    async def test_what_is_invalidated_before_the_loader_is_called_is_not_renewed(self, cache, clock):
-        """A tag that is invalidated while the lease is waited for: what the flight knows is too old by then."""
+    async def test_not_modified_does_not_renew_entry_invalidated_before_the_load_begins(self, cache, clock):
+        """The tag is invalidated while the flight waits for the lease, so the value that it knows is too old."""
         answers = [Fresh([1], validator="1"), NOT_MODIFIED]
 
         async def load():
@@ -117,7 +117,7 @@ class TestContext:
         await settle()
         assert cache.engine.store.peek("k") is None
 
-    async def test_a_value_that_is_confirmed_while_it_is_invalidated_is_loaded_again(self, cache, clock):
+    async def test_loader_runs_again_when_its_value_is_invalidated_before_not_modified(self, cache, clock):
         told = []
 
         async def load(context: LoadContext[int]) -> object:
@@ -133,7 +133,7 @@ class TestContext:
         assert (await cache.get_or_load("k", load, policy)).value == 3
         assert told == [False, True, False]
 
-    async def test_the_context_is_no_part_of_key_and_signature(self, cache):
+    async def test_context_is_left_out_of_key_and_signature(self, cache):
         @cache.cached(fresh_for=60)
         async def load(a: int, context: LoadContext[int], b: int = 2, *, c: int = 3) -> int:
             return a * 100 + b * 10 + c
@@ -145,7 +145,7 @@ class TestContext:
             with pytest.raises(TypeError):
                 await wrong()
 
-    async def test_wherever_it_stands(self, cache):
+    async def test_context_is_passed_at_any_position_and_for_every_kind_of_loader(self, cache):
         seen = []
 
         @cache.cached("a", fresh_for=60)
@@ -185,7 +185,7 @@ class TestContext:
         assert await defaults.refresh() == 7
         assert seen == [False] * 5 + [True]
 
-    async def test_an_object_can_be_a_loader_that_asks(self, cache, clock):
+    async def test_callable_object_gets_a_context(self, cache, clock):
         class Loader:
             async def __call__(self, context: LoadContext[int]) -> int:
                 return (context.value or 0) + 1
@@ -196,7 +196,7 @@ class TestContext:
         await settle()
         assert (await cache.get_or_load("k", Loader(), Policy(10, 60))).value == 2
 
-    async def test_with_copies_it_is_a_copy(self, cache, clock):
+    async def test_context_value_is_a_copy_when_copy_is_on(self, cache, clock):
         @cache.cached("k", fresh_for=10, stale_for=60, copy=True)
         async def load(context: LoadContext[list[int]]) -> list[int]:
             value = context.value or []
@@ -208,7 +208,7 @@ class TestContext:
         assert await load.refresh() == [0, 1]
         assert held == [0]
 
-    def test_asking_twice_is_refused(self):
+    def test_second_or_variadic_context_parameter_is_refused(self):
         async def twice(a: LoadContext[int], b: LoadContext[int]): ...
         async def many(*contexts: LoadContext[int]): ...
         async def named(**contexts: LoadContext): ...
@@ -217,7 +217,7 @@ class TestContext:
             with pytest.raises(ConfigurationError, match=r"annotate one plain parameter"):
                 Cache().cached(fresh_for=1)(wrong)
 
-    def test_what_asks_and_what_does_not(self):
+    def test_unresolved_context_annotation_is_detected_and_other_functions_have_none(self):
         async def unresolved(context: LoadContext[OnlyForCheckers]): ...  # noqa: F821  # the name is missing on purpose
         async def other(context: OnlyForCheckers): ...  # noqa: F821  # the name is missing on purpose
         async def plain(a: int): ...
@@ -232,8 +232,8 @@ async def by_name_loader(a: int, context: LoadContext[int]) -> int:
     return a
 
 
-class TestAnswers:
-    async def test_an_answer_overrides_the_decorator_for_its_entry(self, cache, clock):
+class TestFreshAndNotModified:
+    async def test_fresh_overrides_the_decorator_for_its_entry(self, cache, clock):
         @cache.cached("k:{a}", fresh_for=60, stale_for=600, stale_if_error=3600, tags=("all",))
         async def load(a: str) -> int | Fresh[int]:
             return answers[a]
@@ -268,12 +268,12 @@ class TestAnswers:
             (lambda: Fresh(Fresh(1)), "give the value itself"),
         ],
     )
-    def test_an_answer_that_cannot_work_is_refused(self, make, complaint):
+    def test_fresh_with_invalid_arguments_is_refused(self, make, complaint):
         with pytest.raises(ConfigurationError, match=complaint):
             make()
 
     @pytest.mark.parametrize("asks", [True, False])
-    async def test_not_modified_without_a_last_value_is_an_error(self, cache, asks):
+    async def test_not_modified_without_a_last_value_raises(self, cache, asks):
         async def load(context: LoadContext[int]) -> NotModified:
             return NOT_MODIFIED
 
@@ -283,7 +283,7 @@ class TestAnswers:
         with pytest.raises(SWRError, match="'k' answered NOT_MODIFIED, and there is no last value"):
             await cache.get_or_load("k", load if asks else tells, Policy(60))
 
-    async def test_one_that_never_asks_may_confirm_all_the_same(self, cache, clock):
+    async def test_loader_without_context_may_return_not_modified(self, cache, clock):
         answers = [1, NOT_MODIFIED]
         policy = Policy(60, 600)
         await cache.get_or_load("k", lambda: answers.pop(0), policy)
@@ -299,7 +299,7 @@ class Ranking:
     rows: list[int]
 
 
-def test_the_codec_is_that_of_the_values():
+def test_codec_ignores_fresh_and_not_modified_in_the_return_annotation():
     T = typing.Any
 
     def kind(annotation):
@@ -322,7 +322,7 @@ class TestThroughRedis:
         return "asyncio"
 
     @pytest.mark.parametrize("l1", [0, 2**20], ids=["no L1", "L1"])
-    async def test_the_validator_goes_with_the_entry_to_every_process(self, server: Server, l1):
+    async def test_another_process_gets_value_and_validator_of_the_entry_from_redis(self, server: Server, l1):
         told = []
 
         def define(cache):
@@ -348,7 +348,7 @@ class TestThroughRedis:
 
 
 @pytest.mark.parametrize("kind", [LoadContext[int] | None, Annotated[LoadContext[int], "x"], "LoadContext | None"])
-async def test_one_that_may_be_none_or_is_annotated_is_given(kind):
+async def test_context_is_given_when_its_annotation_is_optional_or_annotated(kind):
     seen = []
 
     async def load(x: int, context: Any = None) -> int:
@@ -364,8 +364,8 @@ async def test_one_that_may_be_none_or_is_annotated_is_given(kind):
 
 
 @pytest.mark.parametrize("kind", ["async", "plain"])
-async def test_a_generator_is_no_loader(kind):
-    """`cached` sees it where it stands; `get_or_load` when it is called."""
+async def test_generator_is_refused_as_loader(kind):
+    """`cached` refuses a generator at definition, `get_or_load` when it calls it."""
 
     async def pieces():
         yield 1

@@ -85,7 +85,7 @@ async def keys_of(server: Server) -> set[str]:
 
 
 class TestConfigure:
-    async def test_what_was_decorated_before_stores_where_the_cache_was_configured_to(self, any_server: Server):
+    async def test_objects_decorated_before_configure_store_in_configured_redis(self, any_server: Server):
         any_server.command("FLUSHALL")
         module = Module()
         module.cache.configure(any_server.url, namespace="shop")
@@ -102,7 +102,7 @@ class TestConfigure:
         assert not other.loads
         await other.cache.aclose()
 
-    async def test_an_invalidation_elsewhere_reaches_what_was_decorated_before(self, any_server: Server):
+    async def test_objects_decorated_before_configure_receive_invalidations_of_others(self, any_server: Server):
         any_server.command("FLUSHALL")
         module = Module()
         module.cache.configure(any_server.url)
@@ -114,7 +114,7 @@ class TestConfigure:
             await module.top("ATL")
             assert len(module.loads) == 5
 
-    async def test_every_option_counts_as_if_it_had_been_given_at_once(self):
+    async def test_configure_applies_options_like_the_constructor(self):
         clock = FakeClock()
         module = Module()
         module.cache.configure(
@@ -133,7 +133,7 @@ class TestConfigure:
         async with client(module.app) as http:
             assert (await http.get("/rankings/ATL")).headers["swr-state"] == "missing"
 
-    async def test_a_cache_configured_to_hold_nothing_in_memory_holds_nothing(self, any_server: Server):
+    async def test_cache_configured_without_l1_holds_no_entry_in_memory(self, any_server: Server):
         any_server.command("FLUSHALL")
         module = Module()
         module.cache.configure(any_server.url, l1_max_bytes=0)
@@ -141,7 +141,7 @@ class TestConfigure:
             await module.use()
             assert not module.cache.local.slots
 
-    async def test_what_is_left_out_stays_as_it_was(self, any_server: Server):
+    async def test_configure_keeps_options_that_are_not_given(self, any_server: Server):
         cache = Cache("redis://127.0.0.1:1/0", namespace="shop")
         cache.configure(lease_for=5)
         assert cache.is_shared
@@ -159,7 +159,7 @@ class TestConfigure:
         cache.configure(any_server.url)
         assert cache.is_shared
 
-    async def test_an_option_that_cannot_work_changes_nothing(self):
+    async def test_rejected_option_leaves_configuration_unchanged(self):
         cache = Cache(namespace="shop", l1_max_bytes=2**16)
         store = cache.engine.store
         for options, message in (
@@ -167,8 +167,8 @@ class TestConfigure:
             ({"url": "redis://h", "redis": object()}, "both a URL"),
             ({"namespace": "a b"}, "namespace='a b'"),
             ({"lease_for": 0}, "lease_for=0"),
-            ({"clock": 5}, "clock=5 is not a function"),
-            ({"enabled": "0"}, "enabled='0' is neither True nor False"),
+            ({"clock": 5}, "clock=5: give a function"),
+            ({"enabled": "0"}, "enabled='0': give True or False"),
         ):
             with pytest.raises(ConfigurationError, match=message):
                 cache.configure(**{"l1_max_bytes": 0, **options})
@@ -180,7 +180,7 @@ class TestConfigure:
         assert cache.namespace == "shop"
         assert cache.local.slots.maxsize == 2**16
 
-    async def test_a_cache_that_is_open_is_not_configured(self):
+    async def test_configure_rejects_open_cache_and_accepts_it_after_close(self):
         module = Module()
         await module.top("ATL")
         with pytest.raises(ConfigurationError, match=r"open already: configure it before its first use, or close it"):
@@ -193,7 +193,7 @@ class TestConfigure:
         assert await module.top("ATL") == "ATL"
         assert len(module.loads) == 2
 
-    def test_a_cache_open_on_trio_is_not_configured_until_that_run_is_over(self):
+    def test_configure_rejects_cache_open_on_trio_until_that_run_ends(self):
         module = Module()
 
         async def main() -> None:
@@ -205,8 +205,8 @@ class TestConfigure:
         module.cache.configure(namespace="shop")
         assert module.cache.namespace == "shop"
 
-    def test_an_app_that_is_made_for_each_test_configures_the_same_cache_each_time(self, any_server: Server):
-        """The loop of the test before has ended without a word: no lifespan, nobody has closed the cache."""
+    def test_cache_left_open_by_ended_loop_is_configured_again(self, any_server: Server):
+        """The loop of the previous test ended without a lifespan, and no code closed the cache."""
         any_server.command("FLUSHALL")
         module = Module()
         for name, url in (("one", any_server.url), ("two", None), ("three", any_server.url)):
@@ -214,7 +214,7 @@ class TestConfigure:
             module.loads.clear()
             asyncio.run(module.use())
 
-    def test_a_loop_that_pauses_still_uses_the_cache(self):
+    def test_configure_rejects_cache_whose_loop_pauses(self):
         module = Module()
         loop = asyncio.new_event_loop()
         loop.run_until_complete(module.top("ATL"))
@@ -224,7 +224,7 @@ class TestConfigure:
         loop.close()
         module.cache.configure(namespace="shop")
 
-    async def test_subscribers_and_refusals_of_before_still_count(self, any_server: Server):
+    async def test_subscribers_and_taken_templates_survive_configure(self, any_server: Server):
         any_server.command("FLUSHALL")
         module, heard = Module(), []
         module.cache.subscribe(heard.append, Hit, Miss)
@@ -236,7 +236,7 @@ class TestConfigure:
         assert [type(event) for event in heard] == [Miss, Hit]
         await module.cache.aclose()
 
-    async def test_a_refresher_made_before_refreshes_where_the_cache_was_configured_to(self, any_server: Server):
+    async def test_refresher_made_before_configure_refreshes_in_configured_redis(self, any_server: Server):
         any_server.command("FLUSHALL")
         module = Module()
         refreshers = [
@@ -250,7 +250,7 @@ class TestConfigure:
             assert (await refreshers[0].status()).dead == 0
         assert await keys_of(any_server) == {"shop"}
 
-    async def test_a_queue_is_looked_for_where_the_cache_is_when_it_is_used(self, any_server: Server):
+    async def test_queue_without_redis_fails_when_used_and_works_after_configure(self, any_server: Server):
         any_server.command("FLUSHALL")
         module = Module()
         refresher = Refresher(module.top, ["ATL"], 60, "queue")
@@ -262,18 +262,18 @@ class TestConfigure:
         assert (await refresher.status()).queued == 0
         await module.cache.aclose()
 
-    def test_configure_takes_what_the_constructor_takes(self):
+    def test_configure_has_the_same_parameters_as_the_constructor(self):
         assert [*Options.__annotations__] == [*inspect.signature(Cache).parameters][1:]
 
 
 class TestEnvironment:
-    def test_without_variables_the_arguments_count(self):
+    def test_from_env_uses_arguments_without_variables(self):
         cache = Cache.from_env("redis://h", namespace="shop")
         assert cache.is_shared
         assert cache.namespace == "shop"
         assert not Cache.from_env().is_shared
 
-    async def test_variables_go_before_arguments(self, any_server: Server, monkeypatch):
+    async def test_variables_override_arguments_of_from_env(self, any_server: Server, monkeypatch):
         any_server.command("FLUSHALL")
         monkeypatch.setenv(URL, f" {any_server.url}\n")
         monkeypatch.setenv(NAMESPACE, "shop")
@@ -284,13 +284,13 @@ class TestEnvironment:
             await cache.get_or_load("k", lambda: 1, POLICY)
         assert await keys_of(any_server) == {"shop"}
 
-    def test_an_empty_variable_says_nothing(self, monkeypatch):
+    def test_empty_variable_counts_as_unset(self, monkeypatch):
         for name in (URL, NAMESPACE, ENABLED):
             monkeypatch.setenv(name, " ")
         found = read_environment()
         assert (found.url, found.namespace, found.enabled) == (None, None, None)
 
-    def test_plain_caches_do_not_look_at_the_environment(self, monkeypatch):
+    def test_constructor_ignores_environment_variables(self, monkeypatch):
         monkeypatch.setenv(URL, "redis://h")
         monkeypatch.setenv(NAMESPACE, "shop")
         assert not Cache().is_shared
@@ -309,18 +309,18 @@ class TestEnvironment:
             (URL, "redis+sentinel://me:hunter2@h", "SWR_REDIS_URL: .*the master's name"),
             (NAMESPACE, "a b", "SWR_NAMESPACE='a b' cannot begin keys"),
             (NAMESPACE, "ü", "SWR_NAMESPACE='ü' cannot begin"),
-            (ENABLED, "maybe", "SWR_ENABLED='maybe' is neither 1, true, yes, on nor 0, false, no, off"),
-            (ENABLED, "2", "SWR_ENABLED='2' is neither"),
+            (ENABLED, "maybe", "SWR_ENABLED='maybe': give one of 1, true, yes, on, 0, false, no, off"),
+            (ENABLED, "2", "SWR_ENABLED='2': give one of"),
         ],
     )
-    def test_a_value_that_cannot_work_is_refused_by_the_name_of_its_variable(self, name, value, message, monkeypatch):
+    def test_error_about_invalid_variable_names_it_without_its_password(self, name, value, message, monkeypatch):
         monkeypatch.setenv(name, value)
         with pytest.raises(ConfigurationError, match=message) as caught:
             Cache.from_env()
         assert "hunter2" not in str(caught.value)
         assert caught.value.__suppress_context__ or caught.value.__context__ is None
 
-    async def test_a_password_is_in_no_text_about_a_cache(self, any_server: Server, monkeypatch, caplog):
+    async def test_password_appears_in_no_repr_log_or_error(self, any_server: Server, monkeypatch, caplog):
         caplog.set_level(logging.DEBUG)
         monkeypatch.setenv(URL, f"redis://me:hunter2@127.0.0.1:{any_server.port}/0?client_name=hunter2")
         cache = Cache.from_env(secret="hunter2")
@@ -332,20 +332,20 @@ class TestEnvironment:
         assert "hunter2" not in "".join([*texts, caplog.text, str(caught.value)])
         assert "127.0.0.1" in texts[0]
 
-    def test_a_cache_says_in_short_what_it_is(self):
+    def test_repr_of_cache_shows_url_and_namespace_without_password(self):
         assert repr(Cache()) == "Cache(namespace='swr')"
         assert repr(Cache("redis://me:pw@h/0", namespace="shop")) == "Cache('redis://…@h/0', namespace='shop')"
         assert repr(Cache(redis=Redis(password="pw"))) == "Cache(redis=…, namespace='swr')"
 
-    def test_an_environment_is_shown_without_its_password(self):
+    def test_repr_of_environment_hides_the_password(self):
         shown = repr(read_environment({URL: "redis://me:pw@h", NAMESPACE: "shop", ENABLED: "no"}))
         assert shown == "Environment(url='redis://…@h', namespace='shop', enabled=False)"
         assert repr(read_environment({})) == "Environment(url=None, namespace=None, enabled=None)"
 
 
 class TestClock:
-    async def test_without_a_clock_time_is_looked_up_at_each_reading(self, monkeypatch):
-        """As freezegun does, which replaces the function in the module."""
+    async def test_cache_without_clock_follows_a_replaced_time_function(self, monkeypatch):
+        """freezegun replaces the function in the module in the same way."""
         module = Module()
         await module.use()
         later = time.time() + 61

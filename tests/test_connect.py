@@ -52,9 +52,9 @@ class TestUrls:
             ("localhost:6379", "does not begin with redis://, rediss://, unix://, redis+sentinel://"),
             ("redis+sentinel://h1:1,h2:2", "give the master's name and the database"),
             ("redis+sentinel://h1:1/mymaster/x", "give the master's name and the database"),
-            ("redis+sentinel://h1:1,/mymaster", "'' is not a host"),
+            ("redis+sentinel://h1:1,/mymaster", "'' must be a host"),
             ("redis+sentinel://h1:abc/mymaster", "a port is not a number"),
-            ("redis+cluster://", "'' is not a host"),
+            ("redis+cluster://", "'' must be a host"),
             ("redis+cluster://h1/3", "a cluster has only database 0"),
             ("redis+cluster://h1?unknown=1", "unknown"),
             ("redis://h1?unknown=1", "unknown"),
@@ -72,7 +72,7 @@ class TestUrls:
             ("redis://h1?retry=3", "'redis://h1?…': 'str' object has no attribute"),
         ],
     )
-    def test_a_url_that_cannot_work_is_refused(self, url, problem):
+    def test_invalid_url_is_rejected_with_the_problem(self, url, problem):
         with pytest.raises(ConfigurationError, match=re.escape(problem)):
             Cache(url)
 
@@ -80,17 +80,17 @@ class TestUrls:
     @pytest.mark.parametrize("user", ["", "me"])
     @pytest.mark.parametrize("mark", "/?#")
     @pytest.mark.parametrize("rest", ["@h1:1/0", "@h1/mymaster/0", "@h1"])
-    def test_no_error_tells_a_part_of_a_password_that_should_have_been_encoded(self, scheme, user, mark, rest):
-        """One of base64, say, which holds a slash."""
-        with pytest.raises(ConfigurationError, match=r"%2F|is not a host") as caught:
+    def test_error_hides_a_password_with_unencoded_characters(self, scheme, user, mark, rest):
+        """A password in base64, for instance, may hold a slash."""
+        with pytest.raises(ConfigurationError, match=r"%2F|must be a host") as caught:
             Cache(f"{scheme}://{user}:hunter{mark}secret{rest}")
         assert "hunter" not in str(caught.value)
         assert "secret" not in str(caught.value)
 
     @pytest.mark.parametrize("scheme", ["redis", "rediss", "unix", "redis+cluster", "redis+sentinel"])
     @pytest.mark.parametrize("password", ["hunter[secret]x", "hunter]secret[x"])
-    def test_nor_one_with_brackets(self, scheme, password):
-        """What is in brackets is an address for newer releases of Python; older ones take such a URL."""
+    def test_error_hides_a_password_with_brackets(self, scheme, password):
+        """Newer releases of Python read an address in brackets; older ones accept such a URL."""
         told = ""
         try:
             Cache(f"{scheme}://me:{password}@h1/mymaster")
@@ -99,7 +99,7 @@ class TestUrls:
         assert not re.search("hunter|secret|x@", told)
 
     @pytest.mark.parametrize("scheme", ["redis", "redis+cluster", "redis+sentinel"])
-    def test_no_error_tells_a_password(self, scheme):
+    def test_error_about_a_url_hides_the_password(self, scheme):
         with pytest.raises(ConfigurationError) as caught:
             Cache(f"{scheme}://me:secret@h1?unknown=1")
         assert "secret" not in str(caught.value)
@@ -110,23 +110,23 @@ class TestUrls:
                 Cache(url)
             assert "sec" not in str(caught.value).replace("password", "")
 
-    def test_a_url_beside_a_client_is_refused(self):
+    def test_url_together_with_a_client_is_rejected(self):
         with pytest.raises(ConfigurationError, match="both a URL"):
             Cache("redis://h1", redis=Redis())
 
     @pytest.mark.parametrize("client", ["redis://h1", object()])
-    def test_an_object_that_is_no_client_is_refused(self, client):
+    def test_object_that_is_not_a_redis_client_is_rejected(self, client):
         with pytest.raises(
             ConfigurationError, match=r"redis= is a builtins\.\w+, not a redis\.asyncio\.Redis or RedisCluster"
         ):
             Cache(redis=client)
 
     @pytest.mark.parametrize("client", [Redis, lambda **options: RedisCluster("h1", **options)])
-    def test_a_client_that_decodes_responses_is_refused(self, client):
+    def test_client_that_decodes_responses_is_rejected(self, client):
         with pytest.raises(ConfigurationError, match="decode_responses=True"):
             Cache(redis=client(decode_responses=True))
 
-    async def test_a_sentinel_url_carries_accounts_and_the_database(self):
+    async def test_sentinel_url_sets_accounts_and_the_database(self):
         servers = servers_of("redis+sentinel://me:p%40ss@h1,h2:5/mymaster/3?sentinel_password=other", None, 0.5)
         assert isinstance(servers, Single)
         client = servers._connect()
@@ -137,7 +137,7 @@ class TestUrls:
         assert [(each["host"], each["port"]) for each in spoken_to] == [("h1", 26379), ("h2", 5)]
         assert all((each["password"], each.get("username")) == ("other", None) for each in spoken_to)
 
-    async def test_tls_urls_verify_sentinels_and_cluster_nodes(self):
+    async def test_tls_url_verifies_certificates_of_sentinels_and_cluster_nodes(self):
         for verify in ("", "?ssl_ca_certs=/ca.pem"):
             servers = servers_of(f"rediss+sentinel://h1/mymaster{verify}", None, 0.5)
             assert isinstance(servers, Single)
@@ -152,7 +152,7 @@ class TestUrls:
             assert isinstance(connection, SSLConnection)
             assert (connection.host, connection.port, connection.cert_reqs) == ("h2", 7, ssl.CERT_REQUIRED)
 
-    async def test_a_client_of_sentinels_is_used_as_it_is(self):
+    async def test_client_made_by_sentinel_is_used_unchanged(self):
         client = Sentinel([("h1", 1)]).master_for("mymaster")
         servers = servers_of(None, client, 0.5)
         assert isinstance(servers, Single)
@@ -169,23 +169,21 @@ class TestTls:
             async with Proxy(server.port, context) as proxy:
                 yield proxy
 
-    async def test_with_a_valid_certificate_caches_share_entries(self, proxy: Proxy, tmp_path):
+    async def test_caches_share_entries_over_tls_with_a_valid_certificate(self, proxy: Proxy, tmp_path):
         self.authority.cert_pem.write_to_path(str(tmp_path / "ca.pem"))
         url = f"rediss://127.0.0.1:{proxy.port}/0?ssl_ca_certs={tmp_path / 'ca.pem'}"
         load = Counter()
         async with Cache(url, timeout=10) as one, Cache(url, timeout=10) as other:
             assert [(await cache.get_or_load("k", load, POLICY)).value for cache in (one, other)] == [1, 1]
 
-    async def test_with_an_unknown_certificate_no_byte_is_sent(self, proxy: Proxy, caplog):
-        """It is not sent a byte; memory and loaders answer."""
+    async def test_unknown_certificate_is_rejected_and_the_loader_answers(self, proxy: Proxy, caplog):
+        """swr sends nothing to such a server; memory and loaders answer."""
         async with Cache(f"rediss://127.0.0.1:{proxy.port}/0", timeout=10) as cache:
             assert (await cache.get_or_load("k", Counter(), POLICY)).value == 1
         assert "certificate verify failed" in caplog.text
 
-    async def test_certificates_that_are_renewed_on_disk_are_used_from_the_next_connection_on(
-        self, server: Server, tmp_path
-    ):
-        """Who: cert-manager, or Vault, which renew the files of a pod every day; the process runs for weeks."""
+    async def test_certificates_renewed_on_disk_are_used_by_the_next_connection(self, server: Server, tmp_path):
+        """For instance by cert-manager or Vault, which renew the files of a pod every day; the process runs for weeks."""
         context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
         context.verify_mode = ssl.CERT_REQUIRED
 
@@ -211,7 +209,7 @@ class TestTls:
             await until(lambda: link.connection not in (None, first))
 
     @pytest.mark.parametrize("is_checked", [True, False])
-    async def test_a_certificate_of_another_host_is_refused_unless_the_url_says_otherwise(
+    async def test_certificate_of_another_host_is_rejected_unless_the_url_disables_checks(
         self, server: Server, tmp_path, caplog, is_checked
     ):
         """redis-py compares the names by itself only since 6."""
@@ -227,7 +225,7 @@ class TestTls:
             assert (await cache.get_or_load("k", Counter(), POLICY)).value == 1
         assert ("cannot reach Redis" in caplog.text) is is_checked
 
-    async def test_by_default_the_name_in_a_certificate_is_compared(self):
+    async def test_host_name_of_a_certificate_is_checked_by_default(self):
         for url in ("rediss://a/0", "rediss+cluster://a:1,b:2", "rediss+sentinel://a:1,b:2/master"):
             servers = servers_of(url, None, 1.0)
             pool = (servers._connect("a", 1) if "cluster" in url else servers._connect()).connection_pool
@@ -307,7 +305,7 @@ async def has_done(queue: Queue, tasks: int) -> None:
 
 
 class TestRights:
-    async def test_the_documented_user_is_refused_nothing(self, guarded: Server, caplog):
+    async def test_documented_rights_suffice_for_a_cache(self, guarded: Server, caplog):
         url = guarded.url.replace("://", "://swr:password@")
         load = Counter()
         async with Cache(url, timeout=10) as one, Cache(url, timeout=10) as other:
@@ -321,9 +319,7 @@ class TestRights:
         assert caplog.text == ""
 
     @pytest.mark.parametrize(("backend", "rights"), [("streams", 2), ("list", 3)])
-    async def test_a_queue_is_refused_nothing_with_the_documented_rights(
-        self, guarded: Server, backend, rights, caplog
-    ):
+    async def test_documented_rights_suffice_for_a_queue(self, guarded: Server, backend, rights, caplog):
         assert QUEUE_ACL is not None
         more = QUEUE_ACL[1].split() + QUEUE_ACL[rights].split()
         guarded.command("ACL", "SETUSER", "swr", *more)
@@ -363,7 +359,7 @@ class TestRights:
             allow(guarded)
         assert "refused" not in caplog.text
 
-    async def test_a_dashboard_is_refused_nothing_with_the_documented_rights(self, guarded: Server, caplog):
+    async def test_documented_rights_suffice_for_a_dashboard(self, guarded: Server, caplog):
         assert DASHBOARD_ACL is not None
         guarded.command("ACL", "SETUSER", "swr", *DASHBOARD_ACL[1].split())
         url = guarded.url.replace("//", "//swr:password@")
@@ -384,8 +380,8 @@ class TestRights:
             allow(guarded)
         assert "refused" not in caplog.text
 
-    async def test_without_the_right_to_read_the_newest_tag_version_no_lease_is_granted(self, guarded: Server, caplog):
-        """A lease without the newest tag version is none."""
+    async def test_no_lease_is_granted_without_the_right_to_read_tag_versions(self, guarded: Server, caplog):
+        """A lease needs the newest tag version."""
         async with opened(guarded_store(guarded.url)) as store:
             try:
                 guarded.command("ACL", "SETUSER", "swr", "-mget")
@@ -399,10 +395,10 @@ class TestRights:
                 allow(guarded)
         assert "Redis refused a command" in caplog.text
 
-    async def test_without_info_nothing_is_lost(self, guarded: Server, caplog):
-        """A server that cannot be told from another is told again what it may have missed."""
+    async def test_cache_works_without_the_right_to_run_info(self, guarded: Server, caplog):
+        """swr cannot tell such a server from another one, and replays what it may have missed."""
         guarded.command("ACL", "SETUSER", "swr", "-info")
         try:
-            await self.test_the_documented_user_is_refused_nothing(guarded, caplog)
+            await self.test_documented_rights_suffice_for_a_cache(guarded, caplog)
         finally:
             allow(guarded)

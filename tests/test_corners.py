@@ -12,6 +12,7 @@ from swr.engine.flights import Finished, Flight, WaitingForLease
 from swr.engine.results import NoValue
 from swr.entry import stamp
 from swr.middleware.handler import RequestHandler
+from swr.middleware.retrying import blames_client
 from swr.proxy.slots import Slots
 from swr.stores.base import Kind
 from swr.stores.local import LocalCache
@@ -35,19 +36,19 @@ async def engine():
     await engine.aclose()
 
 
-def test_a_flight_that_waits_for_a_lease_is_under_way_since_the_first_refusal():
+def test_flight_that_waits_for_a_lease_is_under_way_since_its_first_refusal():
     flight = Flight(None, "k", Job(), None, 0)
     assert flight.under_way_since(7.0) == 7.0
     flight.state = WaitingForLease(5.0)
     assert flight.under_way_since(7.0) == 5.0
 
 
-async def test_a_limit_that_is_lifted_after_the_load_has_ended_watches_nothing(engine):
+async def test_lifting_the_limit_of_an_ended_load_starts_no_lease_renewal(engine):
     engine._renewals.lift_limit(Flight(engine, "k", Job(), None, 0))
     assert not engine._renewals._watched
 
 
-async def test_a_load_that_has_ended_is_not_given_up(engine):
+async def test_giving_up_an_ended_load_sets_no_error(engine):
     class Kept(Job):
         async def run(self, load):
             self.load = load
@@ -67,7 +68,7 @@ async def test_closing_leaves_finished_flights_as_they_are(engine):
     assert flight.state == Finished(NoValue())
 
 
-async def test_a_thread_whose_loader_raises_is_free_again():
+async def test_thread_is_freed_when_its_loader_raises():
     async with Cache() as cache:
 
         @cache.cached("k:{n}", fresh_for=60)
@@ -80,7 +81,7 @@ async def test_a_thread_whose_loader_raises_is_free_again():
         assert not cache.engine.runtime.threads.taken
 
 
-async def test_readers_of_a_batch_that_was_outdated_get_what_another_load_has_stored(monkeypatch):
+async def test_batch_reader_gets_the_newer_value_if_its_load_is_invalidated(monkeypatch):
     async with Cache() as cache:
         gate, begun, calls = anyio.Event(), anyio.Event(), []
 
@@ -109,11 +110,11 @@ async def test_readers_of_a_batch_that_was_outdated_get_what_another_load_has_st
         assert len(calls) == 2
 
 
-def test_a_failure_that_no_run_of_the_app_has_caused_is_no_clients_fault():
-    assert not RequestHandler._blames_client(None, SimpleNamespace(job=Job()), ValueError())
+def test_failure_of_a_load_without_the_app_is_not_blamed_on_the_client():
+    assert not blames_client(None, SimpleNamespace(job=Job()), ValueError())
 
 
-async def test_a_large_value_that_was_replaced_while_it_was_measured_is_held_no_more():
+async def test_entry_dropped_while_its_size_is_measured_stays_dropped():
     local = LocalCache(2**20, 10)
     async with fleet(1, FakeClock()) as (process,):
         entry = (await process.engine.fetch("k", Job()), process.store.peek("k"))[1]
@@ -124,7 +125,7 @@ async def test_a_large_value_that_was_replaced_while_it_was_measured_is_held_no_
     assert "k" not in local.slots
 
 
-async def test_words_of_a_subscription_that_say_nothing_of_messages_are_passed_over():
+async def test_subscriber_skips_unsubscribe_replies_but_fails_on_a_new_subscription():
     words = [
         None,
         {"type": "unsubscribe", "channel": b"x", "data": 1},
@@ -139,7 +140,7 @@ async def test_words_of_a_subscription_that_say_nothing_of_messages_are_passed_o
     assert not words
 
 
-async def test_whoever_waited_for_a_lesson_that_began_after_him_needs_no_other(anyio_backend_name):
+async def test_learning_tag_versions_is_skipped_if_a_newer_run_has_succeeded(anyio_backend_name):
     if anyio_backend_name == "trio":
         pytest.skip("Redis wants asyncio")
     lessons = SimpleNamespace(_begun=0, _succeeded=1, _learning=asyncio.Lock())
@@ -147,7 +148,7 @@ async def test_whoever_waited_for_a_lesson_that_began_after_him_needs_no_other(a
     assert (lessons._begun, lessons._succeeded) == (0, 1)
 
 
-def test_a_minimum_that_is_known_outdates_nothing_again():
+def test_known_minimum_tag_version_is_announced_only_once():
     told = []
     shared = SimpleNamespace(known=TagVersions(), _subscriber=told.append)
     for _ in range(2):
@@ -155,7 +156,7 @@ def test_a_minimum_that_is_known_outdates_nothing_again():
     assert [notification.kind for notification in told] == [Kind.TAG_VERSION]
 
 
-async def test_a_fallback_that_an_invalidation_has_reached_is_none(engine):
+async def test_fallback_is_none_after_its_tag_is_invalidated(engine):
     entry = stamp(1, Policy(60, tags=("t",)), engine.clock(), 1, 1)
     flight = Flight(engine, "k", Job(), entry, 0)
     assert engine.fallback(flight) is entry
@@ -164,7 +165,7 @@ async def test_a_fallback_that_an_invalidation_has_reached_is_none(engine):
 
 
 @pytest.mark.parametrize("is_joined", [True, False])
-async def test_a_fallback_whose_key_is_marked_meanwhile_is_stale(engine, is_joined):
+async def test_fallback_is_stale_if_its_key_is_marked_stale_during_the_flight(engine, is_joined):
     entry = stamp(1, Policy(60, 60), engine.clock(), 1, 1)
     flight = Flight(engine, "k", Job(), entry, 0)
     engine.flights.add(flight)
@@ -177,13 +178,13 @@ async def test_a_fallback_whose_key_is_marked_meanwhile_is_stale(engine, is_join
     engine.flights.clear()
 
 
-async def test_a_client_that_waits_no_longer_looks_again_where_nothing_is_left_to_fall_back_on():
+async def test_answering_with_a_fallback_returns_none_if_no_fallback_is_usable():
     handler = SimpleNamespace(_request=None, _send=None, _usable_fallback=lambda flight: None)
     flight = Flight(None, "k", Job(), None, 0)
     assert await RequestHandler._answer_with(handler, flight, b"stale", is_own=False) is None
 
 
-async def test_requests_that_wait_for_a_place_search_one_after_the_other():
+async def test_proxy_search_for_a_free_slot_is_skipped_right_after_another_search():
     class Behind:
         has_given_way = is_given_up = False
 
@@ -207,13 +208,13 @@ async def test_requests_that_wait_for_a_place_search_one_after_the_other():
     assert (first.has_given_way, second.has_given_way) == (True, False)
 
 
-def test_a_reason_that_the_client_leaves_out_is_that_of_the_system():
+def test_connection_error_without_a_reason_gets_that_of_the_os_error():
     error = ConnectionError("Error 111 connecting to 127.0.0.1:1.")
     error.__cause__ = OSError(111, "Connection refused")
     assert str(reason_of(error)) == "Error 111 connecting to 127.0.0.1:1: Connection refused"
 
 
-def test_more_pending_tags_than_are_remembered_outdate_everything(monkeypatch):
+def test_too_many_pending_tag_invalidations_outdate_everything(monkeypatch):
     monkeypatch.setattr("swr.stores.pending._MOST", 2)
     pending, entry = Pending(SimpleNamespace()), stamp(1, Policy(60), 0.0)
     for tag in ("a", "b"):

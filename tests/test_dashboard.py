@@ -136,7 +136,9 @@ async def cache():
         ("127.0.0.1", "http://localhost", {"sec-fetch-site": "same-origin"}, 200),
     ],
 )
-async def test_without_auth_only_this_machine_under_its_own_name_is_answered(cache, address, base_url, fields, status):
+async def test_dashboard_without_auth_answers_only_direct_requests_to_localhost(
+    cache, address, base_url, fields, status
+):
     app, _, _ = site(cache)
     async with browser(app, address, base_url) as http:
         response = await http.get("/swr/state", headers=fields)
@@ -145,8 +147,8 @@ async def test_without_auth_only_this_machine_under_its_own_name_is_answered(cac
 
 
 @pytest.mark.parametrize(("version", "status"), [("1.0", 403), ("1.1", 200), ("2", 200)])
-async def test_a_proxy_that_says_nothing_of_the_client_is_told_by_its_version_of_http(cache, version, status):
-    """As nginx is, with `proxy_pass` alone."""
+async def test_request_of_http_1_0_is_refused_as_sent_by_a_proxy(cache, version, status):
+    """nginx before 1.29.7 sends HTTP/1.0 if it is configured with `proxy_pass` alone."""
     app, sent = swr.dashboard(cache), []
     scope = {
         "type": "http", "http_version": version, "method": "GET", "path": "/docs/http", "root_path": "",
@@ -192,7 +194,7 @@ async def is_true(request):
         (is_true, None, 403),
     ],
 )
-async def test_with_auth_who_knows_it_is_answered_from_anywhere(cache, auth, field, status):
+async def test_dashboard_with_auth_answers_every_address_that_sends_the_secret(cache, auth, field, status):
     app, _, _ = site(cache, auth=auth)
     fields = {} if field is None else {"authorization": field.encode("latin-1")}
     async with browser(app, "10.0.0.1", "http://example.com") as http:
@@ -201,8 +203,8 @@ async def test_with_auth_who_knows_it_is_answered_from_anywhere(cache, auth, fie
     assert ("www-authenticate" in response.headers) == (status == 401)
 
 
-async def test_a_function_lets_in_by_true_alone(cache, caplog):
-    """A coroutine that nobody awaits, or the name of a user, is not True."""
+async def test_auth_function_admits_only_by_returning_true(cache, caplog):
+    """A coroutine or the name of a user is not True."""
     for auth in (lambda request: "ann", lambda request: 1):
         app, _, _ = site(Cache(), auth=auth)
         async with browser(app) as http:
@@ -229,15 +231,15 @@ async def test_a_function_lets_in_by_true_alone(cache, caplog):
         {"show_queries": 1},
     ],
 )
-def test_what_would_let_everybody_in_is_refused_when_it_is_mounted(options):
+def test_invalid_options_of_dashboard_are_rejected_at_once(options):
     with pytest.raises(ConfigurationError):
         swr.dashboard(Cache(), **options)
     with pytest.raises(ConfigurationError):
         swr.dashboard(object())
 
 
-async def test_who_comes_through_a_proxy_that_adds_no_field_needs_the_token_of_this_machines_user(cache, caplog):
-    """As nginx from 1.29.7 on, a tunnel, or the forwarding of ports does."""
+async def test_request_without_the_users_token_is_refused_even_from_localhost(cache, caplog):
+    """nginx from 1.29.7 on, tunnels and port forwarding add no field that shows a proxy."""
     app, _, _ = site(cache, actions=True, simulate=True)
     async with browser(app, auth=None) as http:
         for path in ("", "/", "/state", "/history", "/stream", "/key?key=x", "/static/app.js", "/docs/http"):
@@ -259,7 +261,7 @@ async def test_who_comes_through_a_proxy_that_adds_no_field_needs_the_token_of_t
 LINK = f"http://localhost:8000/swr/?token={own_token()}"
 
 
-async def test_the_address_in_the_log_lets_one_browser_in_and_nobody_from_elsewhere(cache):
+async def test_logged_address_admits_a_browser_on_this_machine_only(cache):
     app, _, _ = site(cache, actions=True)
     async with browser(app, auth=None) as http:
         answer = await http.get(LINK.replace("/?", "?"), follow_redirects=True)
@@ -288,8 +290,8 @@ async def test_the_address_in_the_log_lets_one_browser_in_and_nobody_from_elsewh
         assert "; Secure" in (await http.get(f"/swr/?token={own_token()}")).headers["set-cookie"]
 
 
-def test_all_processes_of_a_user_share_a_token_that_no_other_user_can_read(tmp_path):
-    """Workers that start together, and the next ones after a change of the code."""
+def test_processes_of_one_user_share_a_token_in_a_private_file(tmp_path):
+    """The workers may start together, or after a change of the code."""
     folder = tmp_path / "new" / "swr"
     with ThreadPoolExecutor(8) as pool:
         (token,) = set(pool.map(own_token, [folder] * 50))
@@ -309,7 +311,7 @@ def test_all_processes_of_a_user_share_a_token_that_no_other_user_can_read(tmp_p
 @pytest.mark.parametrize(
     "fault", ["readable", "empty", "short", "link", "folder", "pipe", "text", "no home", "no folder"]
 )
-def test_without_a_file_of_its_own_a_process_has_a_token_of_its_own_and_says_so(fault, tmp_path, monkeypatch, caplog):
+def test_unusable_token_file_makes_process_use_its_own_token_and_log_it(fault, tmp_path, monkeypatch, caplog):
     sound, path = own_token(tmp_path / "sound"), tmp_path / "swr" / "dashboard-token"
     monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path))
     path.parent.mkdir()
@@ -340,7 +342,7 @@ def _no_home():
 
 
 @pytest.mark.parametrize("kind", ["password", "token", "job"])
-async def test_who_guesses_is_refused_after_ten_and_others_are_not(cache, monkeypatch, caplog, kind):
+async def test_address_that_sends_ten_wrong_secrets_is_refused_for_a_minute(cache, monkeypatch, caplog, kind):
     now = [1000.0]
     monkeypatch.setattr(guesses, "_clock", lambda: now[0])
     app, _, _ = site(cache, auth=("ann", "pw") if kind == "password" else "pw", token="pw")
@@ -371,7 +373,7 @@ async def test_who_guesses_is_refused_after_ten_and_others_are_not(cache, monkey
     assert "pw" not in line
 
 
-def test_guesses_of_many_addresses_take_little_memory():
+def test_wrong_secrets_are_remembered_for_a_bounded_number_of_addresses():
     limit = guesses.Guesses("x")
     for number in range(3000):
         limit.note((f"10.0.{number // 256}.{number % 256}", 1), b"wrong")
@@ -384,7 +386,7 @@ def test_guesses_of_many_addresses_take_little_memory():
 # -- what it answers --------------------------------------------------------------------------------------------------
 
 
-async def test_every_answer_is_kept_by_no_cache_and_framed_by_no_page(cache, monkeypatch, tmp_path):
+async def test_every_answer_forbids_caching_and_framing(cache, monkeypatch, tmp_path):
     (tmp_path / "index.html").write_text("<!doctype html>")
     (tmp_path / "app.js").write_text("1")
     (tmp_path / ".hidden.js").write_text("1")
@@ -423,7 +425,7 @@ async def test_every_answer_is_kept_by_no_cache_and_framed_by_no_page(cache, mon
                 assert response.headers["content-type"] == kind, path
 
 
-async def test_a_path_without_its_slash_leads_to_the_page_and_a_websocket_is_refused(cache):
+async def test_path_without_slash_is_redirected_and_websocket_is_refused(cache):
     app = swr.dashboard(cache)
     sent = []
 
@@ -447,8 +449,8 @@ async def test_a_path_without_its_slash_leads_to_the_page_and_a_websocket_is_ref
     assert sent[-1] == {"type": "websocket.close", "code": 1008}
 
 
-async def test_behind_a_proxy_that_takes_a_prefix_from_the_path_the_page_is_found(cache):
-    """As nginx with `proxy_pass http://app/;` under `/api/`, in front of `FastAPI(root_path="/api")`."""
+async def test_dashboard_works_behind_a_proxy_that_strips_a_path_prefix(cache):
+    """The proxy may be nginx with `proxy_pass http://app/;` under `/api/`, in front of `FastAPI(root_path="/api")`."""
     app = FastAPI()
     app.add_middleware(SWRMiddleware, cache=cache)
     app.mount("/swr", swr.dashboard(cache, token="of a program"))
@@ -471,7 +473,7 @@ async def test_behind_a_proxy_that_takes_a_prefix_from_the_path_the_page_is_foun
     assert cache.mounted == {"/swr", "/api/swr"}
 
 
-async def test_an_app_of_its_own_has_a_lifespan(cache):
+async def test_dashboard_as_an_app_completes_lifespan_startup_and_shutdown(cache):
     app, sent = swr.dashboard(cache), []
     messages = [{"type": "lifespan.startup"}, {"type": "lifespan.shutdown"}]
 
@@ -485,7 +487,7 @@ async def test_an_app_of_its_own_has_a_lifespan(cache):
     assert sent == ["lifespan.startup.complete", "lifespan.shutdown.complete"]
 
 
-async def test_markup_arrives_as_data_and_secrets_do_not_arrive(cache):
+async def test_answers_escape_markup_and_contain_no_secrets(cache):
     app, load, _ = site(cache, middleware=True)
     async with browser(app) as http:
         await http.get("/swr/state")
@@ -535,7 +537,7 @@ async def test_markup_arrives_as_data_and_secrets_do_not_arrive(cache):
 
 
 @NAMES_ROUTES
-async def test_the_state_says_what_fails_and_how_many_read_without_waiting(cache):
+async def test_state_reports_failing_loaders_and_share_of_reads_without_waiting(cache):
     app, load, _ = site(cache, middleware=True)
     async with browser(app) as http:
         state = (await http.get("/swr/state")).json()
@@ -563,8 +565,8 @@ async def test_the_state_says_what_fails_and_how_many_read_without_waiting(cache
     assert (process["id"], process["gone"], process["reachable"]) == (state["served_by"], False, True)
 
 
-async def test_the_middleware_leaves_the_dashboard_alone(cache):
-    """A rule for everything, which overrides what responses say, keeps and counts nothing of it."""
+async def test_middleware_neither_stores_nor_counts_requests_to_the_dashboard(cache):
+    """This holds even with a catch-all rule that overrides Cache-Control."""
     app, _, _ = site(cache, middleware=True, actions=True)
     async with browser(app) as http:
         first = await http.get("/swr/state")
@@ -577,7 +579,7 @@ async def test_the_middleware_leaves_the_dashboard_alone(cache):
         assert cache.stats().not_stored == stats.not_stored
 
 
-async def test_a_stream_goes_on_where_it_was_and_ends_so_that_a_server_can_shut_down(cache, monkeypatch):
+async def test_stream_ends_by_itself_and_resumes_after_the_last_event_id(cache, monkeypatch):
     monkeypatch.setattr(streams, "_LASTS", 0.3)
     app, load, _ = site(cache)
     async with browser(app) as http:
@@ -595,7 +597,7 @@ async def test_a_stream_goes_on_where_it_was_and_ends_so_that_a_server_can_shut_
         await http.get("/swr/stream", headers={"last-event-id": "x y z"})
 
 
-def test_a_position_that_somebody_has_made_up_counts_for_nothing():
+def test_forged_last_event_id_starts_the_stream_from_the_beginning():
     class Empty:
         happenings, calls = Held(), Held()
 
@@ -618,7 +620,7 @@ def test_a_position_that_somebody_has_made_up_counts_for_nothing():
     assert (position.at, position.happenings, position.calls) == (1.5, 0, 0)
 
 
-def test_what_came_too_fast_is_counted():
+def test_events_beyond_the_last_500_are_counted_as_dropped():
     held = Held()
     for number in range(600):
         held.add(number)
@@ -631,7 +633,7 @@ def test_what_came_too_fast_is_counted():
 # -- keys and reasons -------------------------------------------------------------------------------------------------
 
 
-def test_keys_hide_what_clients_said_and_say_where():
+def test_shown_key_hides_values_from_requests_and_keeps_their_names():
     keys = Keys()
     digest = "a" * 32
     shown = keys.shown(
@@ -647,7 +649,7 @@ def test_keys_hide_what_clients_said_and_say_where():
     assert len(keys.shown("x" * 9999)["text"]) < 600
 
 
-def test_an_id_leads_to_its_key_in_every_process_with_the_secret():
+def test_id_resolves_to_its_key_only_in_processes_with_the_same_secret():
     one, other, foreign = Keys(), Keys(), Keys()
     other.secret = one.secret
     for key in ("plain", "GET http://h\n/p?q=secret", "half \ud800", "line\nbreak", ""):
@@ -668,7 +670,7 @@ def rows_of(table):
     return table.strip().split("\n")[2:]
 
 
-def test_every_reason_that_swr_gives_is_explained_and_links_to_a_heading():
+def test_every_reason_has_an_explanation_and_a_link_to_an_existing_heading():
     import re
     from pathlib import Path
 
@@ -714,7 +716,7 @@ def test_why_not_cached_is_read_from_cache_status(status, code):
     assert (None if found is None else found["code"]) == code
 
 
-def test_where_the_pages_are_not_links_lead_to_the_published_ones(tmp_path):
+def test_links_to_missing_local_pages_lead_to_the_published_documentation(tmp_path):
     assert (
         address_of("http#how-long-a-response-is-fresh", tmp_path / "none")
         == "https://swr-cache.github.io/swr/http/#how-long-a-response-is-fresh"
@@ -725,7 +727,7 @@ def test_where_the_pages_are_not_links_lead_to_the_published_ones(tmp_path):
     assert address_of("http", tmp_path) == "https://swr-cache.github.io/swr/http/"
 
 
-def test_a_page_of_the_documentation_is_escaped(tmp_path, monkeypatch):
+def test_documentation_page_escapes_markup(tmp_path, monkeypatch):
     monkeypatch.setattr(pages, "_FOLDER", tmp_path)
     (tmp_path / "a.md").write_text(
         "# A `<b>` title\nline <i>\n\n| x |\n```python\nif a < b:\n\n    pass\n```\n[next](b.md#c)\nend"
@@ -760,14 +762,14 @@ def test_a_page_of_the_documentation_is_escaped(tmp_path, monkeypatch):
         ({"x-swr-action": "1", "authorization": "Bearer x"}, 200),
     ],
 )
-async def test_only_the_page_itself_or_who_has_a_token_acts(cache, fields, status):
+async def test_action_needs_the_dashboards_own_origin_or_a_token(cache, fields, status):
     app, _, _ = site(cache, actions=True)
     async with browser(app) as http:
         response = await http.post("/swr/actions/invalidate", json={"tag": "x"}, headers=fields)
     assert response.status_code == status
 
 
-async def test_behind_a_proxy_that_changes_host_the_page_is_shown_and_an_action_says_what_to_mend(cache):
+async def test_action_behind_a_proxy_that_changes_host_fails_naming_both_hosts(cache):
     """Over plain HTTP a browser sends no Sec-Fetch-Site, and with the scripts of a page it sends Origin."""
     app, _, _ = site(cache, actions=True, auth="secret")
     origin = {"origin": "http://shop.example:8080", "host": "shop.example", "authorization": "Bearer secret"}
@@ -787,7 +789,7 @@ async def test_behind_a_proxy_that_changes_host_the_page_is_shown_and_an_action_
     )
 
 
-async def test_without_actions_nothing_is_done(cache):
+async def test_dashboard_without_actions_refuses_to_invalidate(cache):
     app, load, ran = site(cache)
     async with browser(app) as http:
         await load("a")
@@ -818,7 +820,7 @@ async def test_without_actions_nothing_is_done(cache):
         ("invalidate", {"tag": "a\n2026-11-29 ERROR forged\x1b[2J"}, "fresh"),
     ],
 )
-async def test_an_action_does_what_it_says_and_is_logged_with_who(cache, caplog, name, target, state):
+async def test_action_changes_the_entry_and_is_logged_with_its_user(cache, caplog, name, target, state):
     app, load, _ = site(cache, actions=True, auth=("ann", "pw"))
     async with browser(app, "10.0.0.9", auth=("ann", "pw")) as http:
         await load("a")
@@ -834,7 +836,7 @@ async def test_an_action_does_what_it_says_and_is_logged_with_who(cache, caplog,
     assert "secret" not in record + done
 
 
-async def test_a_refresh_loads_at_once_and_what_is_stored_stays_if_that_fails(cache, caplog):
+async def test_refresh_action_loads_at_once_and_keeps_the_entry_if_the_load_fails(cache, caplog):
     app, load, ran = site(cache, actions=True)
     async with browser(app) as http:
         await load("a")
@@ -847,7 +849,7 @@ async def test_a_refresh_loads_at_once_and_what_is_stored_stays_if_that_fails(ca
         assert await load.peek("bad") is not None
 
 
-async def test_a_key_whose_call_is_not_known_for_certain_is_marked_stale(cache):
+async def test_refresh_action_marks_key_stale_if_its_arguments_are_unknown(cache):
     @cache.cached("y:{name}", fresh_for=60, stale_for=60, ignore=("db",))
     async def load(name: str, db: object = None) -> str:
         return "VALUE"
@@ -877,7 +879,7 @@ async def test_a_key_whose_call_is_not_known_for_certain_is_marked_stale(cache):
         ("x" * 70_000, 413),
     ],
 )
-async def test_what_is_not_understood_changes_nothing(cache, target, status):
+async def test_malformed_action_is_rejected_and_changes_nothing(cache, target, status):
     app, load, ran = site(cache, actions=True)
     async with browser(app) as http:
         await load("a")
@@ -897,7 +899,7 @@ async def test_what_is_not_understood_changes_nothing(cache, target, status):
     assert ran == ["a"]
 
 
-async def test_a_client_that_leaves_in_the_middle_changes_nothing(cache):
+async def test_action_with_incomplete_body_is_rejected_with_400(cache):
     app, sent = swr.dashboard(cache, actions=True), []
     messages = [{"type": "http.request", "body": b'{"all"', "more_body": True}, {"type": "http.disconnect"}]
     fields = {**ACT, "host": "localhost", "content-type": "application/json", "cookie": f"swr-dashboard={own_token()}"}
@@ -916,7 +918,7 @@ async def test_a_client_that_leaves_in_the_middle_changes_nothing(cache):
     assert sent[0]["status"] == 400
 
 
-async def test_a_program_invalidates_with_its_token_and_may_do_nothing_else(cache, caplog):
+async def test_token_of_a_program_permits_invalidation_and_nothing_else(cache, caplog):
     app, load, ran = site(cache, token="job", auth=("ann", "pw"))
     async with browser(app, "10.0.0.9") as http:
         for fields, status in (
@@ -939,7 +941,7 @@ async def test_a_program_invalidates_with_its_token_and_may_do_nothing_else(cach
     assert sum("a program at 10.0.0.9" in record.getMessage() for record in caplog.records) == 2
 
 
-async def test_a_simulated_failure_shows_what_stale_if_error_does(cache, caplog):
+async def test_simulated_failure_makes_the_next_load_fall_back_to_the_stale_value(cache, caplog):
     clock = [1000.0]
     async with Cache(clock=lambda: clock[0]) as cache:
         app, load, ran = site(cache, actions=True, simulate=True)
@@ -969,7 +971,7 @@ async def test_a_simulated_failure_shows_what_stale_if_error_does(cache, caplog)
     assert sum("simulate" in record.getMessage() for record in caplog.records) >= 2
 
 
-async def test_faults_are_simulated_only_where_that_is_allowed(cache):
+async def test_fault_is_refused_without_the_option_simulate(cache):
     app, load, _ = site(cache, actions=True)
     async with browser(app) as http:
         assert (await http.post("/swr/actions/fail-next", json={"row": "x:{name}"}, headers=ACT)).status_code == 403
@@ -977,7 +979,7 @@ async def test_faults_are_simulated_only_where_that_is_allowed(cache):
 
 
 @NAMES_ROUTES
-async def test_a_simulated_failure_of_a_response_leaves_the_stored_one(cache):
+async def test_simulated_failure_of_a_response_falls_back_to_the_stored_one(cache):
     clock = [1000.0]
     async with Cache(clock=lambda: clock[0]) as cache:
         app, _, _ = site(cache, middleware=True, actions=True, simulate=True)
@@ -995,7 +997,7 @@ async def test_a_simulated_failure_of_a_response_leaves_the_stored_one(cache):
             assert (await http.get(path)).status_code == 200
 
 
-async def test_the_life_of_a_key_is_told_without_its_value():
+async def test_life_of_a_key_shows_its_entry_lease_and_moments():
     clock = [1000.0]
     async with Cache(clock=lambda: clock[0]) as cache:
         app, load, _ = site(cache)
@@ -1037,7 +1039,7 @@ async def test_the_life_of_a_key_is_told_without_its_value():
             assert (await http.get("/swr/key?key=x:a")).json()["lease"]["kind"] == "backoff"
 
 
-async def test_the_life_of_a_key_in_memory_counts_its_failures_in_a_row(cache):
+async def test_life_of_a_key_in_memory_counts_failures_in_a_row(cache):
     app, _, _ = site(cache)
     ends = iter(["value", ValueError("1"), ValueError("2"), ValueError("3")])
 
@@ -1057,7 +1059,7 @@ async def test_the_life_of_a_key_in_memory_counts_its_failures_in_a_row(cache):
             assert (lease["kind"], lease["failures"]) == ("backoff", count)
 
 
-async def test_nothing_is_collected_while_nobody_watches(cache, monkeypatch):
+async def test_calls_are_not_collected_while_no_browser_watches(cache, monkeypatch):
     monkeypatch.setattr("swr.reports.reporter._WATCHED_FOR", 0.0)
     app, load, _ = site(cache)
     async with browser(app) as http:
@@ -1069,7 +1071,7 @@ async def test_nothing_is_collected_while_nobody_watches(cache, monkeypatch):
     assert (reporter.watching.calls(), reporter.watching.hot()) == ((), ())
 
 
-async def test_a_look_that_fails_is_logged_and_the_next_one_comes(cache, monkeypatch, caplog):
+async def test_failed_digest_is_logged_and_the_next_one_is_made(cache, monkeypatch, caplog):
     monkeypatch.setattr(hub, "_WATCHED_EVERY", 0.01)
     app, _, _ = site(cache)
     broken = [True]
@@ -1092,7 +1094,7 @@ async def test_a_look_that_fails_is_logged_and_the_next_one_comes(cache, monkeyp
     assert "could not look at the fleet" in caplog.text
 
 
-async def test_a_dashboard_goes_on_after_its_cache_was_closed_and_opened():
+async def test_dashboard_works_after_its_cache_is_closed_and_reopened():
     cache = Cache()
     app, _, _ = site(cache)
     for _ in range(2):
@@ -1101,14 +1103,14 @@ async def test_a_dashboard_goes_on_after_its_cache_was_closed_and_opened():
 
 
 @pytest.mark.parametrize("first", ["swr", "swr.dashboard.state", "swr.cli.top"])
-def test_it_is_called_by_its_name_whatever_was_imported_first(first):
+def test_swr_dashboard_is_callable_whichever_module_is_imported_first(first):
     code = f"import {first}, swr, swr.dashboard.server; print(callable(swr.dashboard), type(swr.dashboard(swr.Cache())).__name__)"
     output = subprocess.run([sys.executable, "-c", code], capture_output=True, check=True, text=True).stdout
     assert output.split() == ["True", "Server"]
     assert type(sys.modules["swr.dashboard"](Cache())) is server.Server
 
 
-def test_where_clients_choose_the_place_few_places_are_remembered(monkeypatch):
+def test_number_of_remembered_mount_paths_is_bounded(monkeypatch):
     monkeypatch.setattr(server, "_MOST_MOUNTS", 1)
     cache = Cache()
     app = Starlette(routes=[Mount("/{tenant}/swr", swr.dashboard(cache))])
@@ -1122,12 +1124,12 @@ def test_where_clients_choose_the_place_few_places_are_remembered(monkeypatch):
     assert cache.mounted == {"/a/swr"}
 
 
-def test_a_page_has_a_name_of_letters():
+def test_documentation_page_outside_the_folder_is_not_found():
     assert page_of("../secret") is None
 
 
-async def test_no_text_leaves_its_place_in_the_json(cache):
-    """Keys, tags, loaders and errors of characters that mean something to HTML, JSON, events and terminals."""
+async def test_special_characters_break_neither_json_nor_events(cache):
+    """Keys, tags and errors contain characters with a meaning in HTML, JSON, events and terminals."""
     alphabet = "<>&\"'/\\\0\x1b\x7f\x85\u2028\u2029\ufeff\ud800\udfff\U0001f600 \t\r\n{}[]:,%a"
     dice = random.Random(7)
     app, load, _ = site(cache)

@@ -22,7 +22,7 @@ class One:
         self.then()
 
 
-async def test_what_has_not_ended_in_time_is_told_so_once(cache):
+async def test_on_due_is_called_once_and_only_for_items_that_have_not_ended(cache):
     await cache.engine.ready()
     deadlines, late, ended = Deadlines(cache.engine.runtime, 0.05), One(), One()
     deadlines.begin(late)
@@ -35,7 +35,7 @@ async def test_what_has_not_ended_in_time_is_told_so_once(cache):
     assert (late.told, ended.told, later.told) == ([0.05], [], [0.05])
 
 
-async def test_what_ends_when_another_is_told_is_not_told_itself(cache):
+async def test_on_due_is_not_called_for_an_item_that_another_on_due_ends(cache):
     await cache.engine.ready()
     deadlines, second, third = Deadlines(cache.engine.runtime, 0.05), One(), One()
     first = One(lambda: deadlines.end(second))
@@ -45,7 +45,7 @@ async def test_what_ends_when_another_is_told_is_not_told_itself(cache):
     assert (first.told, second.told) == ([0.05], [])
 
 
-async def test_its_task_ends_when_there_is_nothing_left(cache):
+async def test_background_task_ends_when_no_item_is_left_and_starts_again(cache):
     await cache.engine.ready()
     deadlines, one = Deadlines(cache.engine.runtime, 0.02), One()
     deadlines.begin(one)
@@ -56,7 +56,7 @@ async def test_its_task_ends_when_there_is_nothing_left(cache):
     await until(lambda: one.told, PATIENCE)
 
 
-async def test_without_a_time_nothing_is_due(cache):
+async def test_no_item_becomes_due_without_a_time_limit(cache):
     deadlines, one = Deadlines(cache.engine.runtime, None), One()
     deadlines.begin(one)
     await settle()
@@ -64,8 +64,8 @@ async def test_without_a_time_nothing_is_due(cache):
     assert not one.told
 
 
-async def test_many_at_once_leave_turns_of_the_event_loop_to_others(cache):
-    """Who: ten thousand clients that begin to wait in one moment, on the day the app hangs."""
+async def test_many_items_due_at_once_yield_to_the_event_loop(cache):
+    """For instance ten thousand clients that begin to wait in one moment, when the app hangs."""
     await cache.engine.ready()
     deadlines, turns = Deadlines(cache.engine.runtime, 0.05), []
     many = [One(lambda: told.append(len(turns))) for _ in range(50)]

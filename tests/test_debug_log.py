@@ -34,7 +34,7 @@ async def fail() -> str:
     raise ValueError("down")
 
 
-async def test_a_miss_names_the_lease_the_result_and_the_load(cache, caplog):
+async def test_miss_logs_its_lease_its_load_result_and_the_read(cache, caplog):
     caplog.set_level(logging.DEBUG, "swr")
     await cache.get_or_load("k", load, POLICY)
     lease, result, read = lines(caplog)
@@ -43,14 +43,14 @@ async def test_a_miss_names_the_lease_the_result_and_the_load(cache, caplog):
     assert read == "read of 'k': missing, from a load"
 
 
-async def test_a_fresh_hit_writes_nothing(cache, caplog):
+async def test_fresh_hit_logs_nothing(cache, caplog):
     await cache.get_or_load("k", load, POLICY)
     caplog.set_level(logging.DEBUG, "swr")
     await cache.get_or_load("k", load, POLICY)
     assert lines(caplog) == []
 
 
-async def test_a_stale_hit_names_its_layer_and_the_refresh(cache, clock, caplog):
+async def test_stale_hit_logs_its_layer_and_the_refresh(cache, clock, caplog):
     await cache.get_or_load("k", load, POLICY)
     clock.advance(61)
     caplog.set_level(logging.DEBUG, "swr")
@@ -62,7 +62,7 @@ async def test_a_stale_hit_names_its_layer_and_the_refresh(cache, clock, caplog)
     assert result.startswith("load of 'k': stored")
 
 
-async def test_a_batch_writes_a_line_for_each_item_that_is_no_fresh_hit(cache, clock, caplog):
+async def test_batch_logs_each_item_that_is_no_fresh_hit(cache, clock, caplog):
     fails = []
 
     @cache.cached_many("k:{item}", fresh_for=60, stale_for=60, stale_if_error=600, absent_for=60)
@@ -90,7 +90,7 @@ async def test_a_batch_writes_a_line_for_each_item_that_is_no_fresh_hit(cache, c
     assert second.startswith("read of 'k:2': the load failed (ValueError: down); backing off for ")
 
 
-async def test_a_batch_names_the_store_where_that_has_an_item(clock, caplog):
+async def test_batch_logs_the_store_as_the_layer_of_an_item_found_there(clock, caplog):
     async with fleet(2, clock) as processes:
         one, other = (cache_on(process, clock) for process in processes)
         for cache in (one, other):
@@ -108,7 +108,7 @@ def reads(caplog) -> list[str]:
     return [line for line in lines(caplog) if line.startswith("read of")]
 
 
-async def test_a_failed_load_names_the_error_and_the_backoff(cache, clock, caplog):
+async def test_failed_load_logs_the_error_and_the_backoff(cache, clock, caplog):
     policy = Policy(fresh_for=60, stale_if_error=600)
     await cache.get_or_load("k", load, policy)
     clock.advance(61)
@@ -120,7 +120,7 @@ async def test_a_failed_load_names_the_error_and_the_backoff(cache, clock, caplo
     assert why.startswith("read of 'k': the load failed (ValueError: down); backing off for ")
 
 
-async def test_without_debug_nothing_is_written(cache, caplog):
+async def test_nothing_is_logged_at_info_level(cache, caplog):
     caplog.set_level(logging.INFO, "swr")
     await cache.get_or_load("k", load, POLICY)
     assert caplog.records == []
@@ -136,7 +136,7 @@ async def test_without_debug_nothing_is_written(cache, caplog):
         (HeldElsewhere(), "left to the process that holds the lease"),
     ],
 )
-def test_each_result_of_a_load_has_its_line(result, text):
+def test_each_load_result_has_its_own_description(result, text):
     assert describe_result(result) == text
 
 
@@ -153,5 +153,5 @@ def test_each_result_of_a_load_has_its_line(result, text):
         (GiveUp(StoreUnavailable("refused")), "the store gave none (refused); giving up, because no reader waits"),
     ],
 )
-def test_each_step_after_a_lease_request_has_its_line(step, text):
+def test_each_step_after_a_lease_request_has_its_own_description(step, text):
     assert describe_step(step) == text

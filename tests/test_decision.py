@@ -40,7 +40,7 @@ SHORT_ERROR = Policy(60, 600, 30)
         (Policy(0), 0, MISSING),
     ],
 )
-def test_the_table(policy, age, expected):
+def test_decide_returns_the_decision_for_policy_and_age(policy, age, expected):
     assert decide(stamp(1, policy, BEGAN), BEGAN + age) == expected
 
 
@@ -71,18 +71,18 @@ def drawn() -> list[list[str]]:
     return rows
 
 
-def test_the_table_in_the_documentation_is_the_one_that_decide_draws():
+def test_table_in_the_documentation_matches_decide():
     """docs/design.md shows the docstring of the module, as a page of the reference does."""
     assert "::: swr.core.decision" in (ROOT / "docs" / "design.md").read_text()
     lines = [line for line in decision.__doc__.splitlines() if line.startswith("|") and "---" not in line]
     assert [[cell.strip() for cell in line.strip("|").split("|")] for line in lines] == drawn()
 
 
-def test_no_entry_is_missing():
+def test_decide_without_entry_returns_missing():
     assert decide(None, BEGAN) == MISSING
 
 
-def test_none_is_a_value():
+def test_stored_none_counts_as_fresh_value():
     assert decide(stamp(None, SWR, BEGAN), BEGAN) == FRESH
 
 
@@ -108,11 +108,11 @@ def test_none_is_a_value():
         (Limits(max_age=30, max_stale=5), 35 + TICK, FALLBACK),
     ],
 )
-def test_limits_narrow_or_widen_what_may_be_served(limits, age, expected):
+def test_limits_of_request_narrow_or_widen_the_decision(limits, age, expected):
     assert decide(stamp(1, SWR, BEGAN), BEGAN + age, limits) == expected
 
 
-def test_an_entry_is_stamped_from_when_its_load_began():
+def test_deadlines_of_entry_count_from_the_start_of_its_load():
     entry = stamp("v", SWR, BEGAN, version=7, tag_version=3)
     assert (entry.fresh_until, entry.stale_until, entry.error_until) == (1060, 1660, 4660)
     assert (entry.keep_until, entry.servable_until) == (4660, 4660)

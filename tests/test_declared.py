@@ -43,7 +43,7 @@ def wrapped_once(function):
     return outer
 
 
-def test_a_dependency_of_two_others_counts_once():
+def test_dependency_that_is_listed_twice_declares_its_field_once():
     def shared(x_a: Annotated[str, Header()] = "") -> None: ...
     def one(a: Annotated[None, Depends(shared)]) -> None: ...
 
@@ -53,14 +53,14 @@ def test_a_dependency_of_two_others_counts_once():
     assert declared(scope).fields == {"x-a"}
 
 
-def test_the_first_part_of_an_alias_path_is_a_field():
+def test_first_part_of_alias_path_is_declared_as_field():
     def guard(headers: Annotated[Paths, Header()]) -> None: ...
 
     assert "x-path" in declared(scope_of(guard)).fields
 
 
 @pytest.mark.parametrize("alias", [Odd(), SimpleNamespace(choices=None), AliasChoices("x-a", AliasPath(0))])
-def test_an_alias_of_an_unknown_kind_may_be_any_field(alias):
+def test_alias_of_unknown_kind_makes_declaration_incomplete(alias):
     def guard(x_a: Annotated[str, Header()] = "") -> None: ...
 
     scope = scope_of(guard)
@@ -69,20 +69,20 @@ def test_an_alias_of_an_unknown_kind_may_be_any_field(alias):
     assert not declared(scope).is_complete
 
 
-def test_a_cookie_is_a_field():
+def test_cookie_parameter_declares_the_cookie_field():
     def guard(session: Annotated[str, Cookie()] = "") -> None: ...
 
     assert declared(scope_of(guard)).fields == {"cookie"}
 
 
-def test_a_key_in_the_query_is_a_parameter_and_no_field():
+def test_api_key_in_query_is_declared_as_parameter_not_field():
     key = frozenset({"key"})
     assert declared(scope_of(APIKeyQuery(name="key"))) == Declared(
         parameters=key, keys=key, guard_fields=frozenset({QUERY})
     )
 
 
-def test_a_scheme_is_found_inside_wrappers_to_some_depth():
+def test_security_scheme_is_found_inside_5_wrappers_but_not_50():
     scheme = APIKeyHeader(name="X-Token")
 
     def call() -> str:
@@ -107,11 +107,11 @@ def test_a_scheme_is_found_inside_wrappers_to_some_depth():
         ({"endpoint": SimpleNamespace(app=SimpleNamespace(app=FastAPI()))}, False),
     ],
 )
-def test_a_fastapi_app_that_routes_out_of_sight_is_seen(scope, is_complete):
+def test_fastapi_app_that_hides_its_routes_makes_declaration_incomplete(scope, is_complete):
     assert declared(scope).is_complete is is_complete
 
 
-def test_apps_are_looked_into_to_some_depth():
+def test_app_that_contains_itself_ends_the_search():
     app = SimpleNamespace()
     app.app = app
     assert declared({"endpoint": app}).is_complete

@@ -32,7 +32,7 @@ pytestmark = pytest.mark.anyio
 
 
 class TestCalls:
-    async def test_the_face(self, cache, clock):
+    async def test_cached_loader_can_be_read_refreshed_and_invalidated(self, cache, clock):
         loads = []
 
         @cache.cached(
@@ -63,8 +63,8 @@ class TestCalls:
         assert list(inspect.signature(top100).parameters) == ["group", "limit"]
         assert inspect.iscoroutinefunction(top100.__call__)
 
-    async def test_a_loader_that_fails_is_stood_in_for(self, cache, clock):
-        """RFC 5861 4, for values: whatever it raises, within `stale_if_error`."""
+    async def test_failing_loader_falls_back_to_its_old_value_within_stale_if_error(self, cache, clock):
+        """RFC 5861 4, for values. The exception may be of any type."""
         fails = []
 
         @cache.cached("value", fresh_for=10, stale_if_error=60)
@@ -82,7 +82,7 @@ class TestCalls:
         with pytest.raises(KeyError):
             await value()
 
-    async def test_a_plain_def_runs_in_a_thread(self, cache):
+    async def test_plain_def_loader_runs_in_a_thread(self, cache):
         @cache.cached("t", fresh_for=60)
         def thread() -> int:
             return threading.get_ident()
@@ -90,7 +90,7 @@ class TestCalls:
         assert await thread() != threading.get_ident()
         assert await thread() == await thread()
 
-    async def test_a_plain_def_that_gives_an_awaitable_is_awaited(self, cache):
+    async def test_awaitable_returned_by_plain_def_loader_is_awaited(self, cache):
         async def inner() -> int:
             return 5
 
@@ -100,7 +100,7 @@ class TestCalls:
 
         assert await outer() == 5
 
-    async def test_slow_threads_do_not_stop_the_loop(self, cache):
+    async def test_slow_plain_def_loaders_do_not_block_the_event_loop(self, cache):
         release = threading.Event()
 
         @cache.cached("t:{n}", fresh_for=60)
@@ -115,7 +115,7 @@ class TestCalls:
             release.set()
         assert await slow(2) == 2
 
-    async def test_a_stale_call_is_refreshed_with_its_own_arguments_and_context(self, cache, clock):
+    async def test_stale_hit_refreshes_with_its_own_arguments_and_context(self, cache, clock):
         tenant = contextvars.ContextVar("tenant", default="nobody")
         seen = []
 
@@ -132,7 +132,7 @@ class TestCalls:
         await settle()
         assert seen == [("x", "first"), ("y", "second")]
 
-    async def test_methods_are_bound(self, cache):
+    async def test_cached_methods_are_bound_to_their_object_or_class(self, cache):
         class Service:
             def __init__(self, name: str) -> None:
                 self.name = name
@@ -169,7 +169,7 @@ class TestCalls:
         assert (await Service.static("z"), await a.static("z"), await Service.of_class("q")) == ("z", "z", "Serviceq")
         assert Service.top.key(a, "x") == "service:a:x"
 
-    async def test_values_are_shared_unless_copies_are_asked_for(self, cache):
+    async def test_readers_share_the_value_unless_copy_is_true(self, cache):
         @cache.cached("shared", fresh_for=60)
         async def shared() -> list[int]:
             return [1]
@@ -185,7 +185,7 @@ class TestCalls:
         (await copied.refresh()).append(5)
         assert await copied() == [1]
 
-    async def test_a_loaders_error_passes_through(self, cache):
+    async def test_error_of_loader_reaches_the_caller_unchanged(self, cache):
         error = LookupError("no such group")
 
         @cache.cached(fresh_for=60)
@@ -197,7 +197,7 @@ class TestCalls:
                 await call("x")
             assert caught.value is error
 
-    async def test_wrong_arguments_are_a_type_error(self, cache):
+    async def test_wrong_arguments_raise_type_error(self, cache):
         @cache.cached("k:{a}", fresh_for=60)
         async def load(a: int) -> int:
             return a
@@ -208,7 +208,7 @@ class TestCalls:
         with pytest.raises(ConfigurationError, match="'a'"):
             await load(object())
 
-    async def test_types_of_equal_arguments_matter_on_the_fresh_hit(self, cache):
+    async def test_equal_arguments_of_different_types_have_different_entries(self, cache):
         @cache.cached("k:{a}", fresh_for=60)
         async def kind(a) -> str:
             return type(a).__name__
@@ -223,7 +223,7 @@ class TestCalls:
             ]
             assert await kind(a=True) == "bool"
 
-    async def test_an_unhashable_argument_is_a_key_like_others(self, cache):
+    async def test_unhashable_arguments_are_cached_like_others(self, cache):
         @cache.cached(fresh_for=60)
         async def total(numbers: list[int]) -> int:
             return sum(numbers)
@@ -231,7 +231,7 @@ class TestCalls:
         assert (await total([1, 2]), await total([3]), await total([1, 2])) == (3, 3, 3)
         assert (await total.outcome([1, 2])).state is State.FRESH
 
-    async def test_get_or_load_needs_no_decorator(self, cache, clock):
+    async def test_get_or_load_caches_without_a_decorator(self, cache, clock):
         async def load() -> str:
             return "x"
 
@@ -242,13 +242,13 @@ class TestCalls:
         await until(lambda: cache.engine.store.peek("k").value == "y")
         assert (await cache.get_or_load("k", load, Policy(60, 600))).value == "y"
 
-    async def test_a_partial_is_a_loader(self, cache):
+    async def test_get_or_load_accepts_a_partial_as_loader(self, cache):
         async def load(a: int) -> int:
             return a
 
         assert (await cache.get_or_load("k", functools.partial(load, 5), Policy(60))).value == 5
 
-    async def test_it_opens_by_itself_and_nested_exits_close_last(self, clock):
+    async def test_cache_opens_at_first_call_and_stays_usable_after_nested_exits(self, clock):
         cache = Cache(clock=clock)
 
         @cache.cached("k", fresh_for=60)
@@ -263,7 +263,7 @@ class TestCalls:
         await cache.aclose()
 
 
-def test_a_cache_that_cannot_be_opened_here_is_not_open():
+def test_redis_cache_fails_to_open_on_trio_and_stays_closed():
     import trio
 
     cache = Cache("redis://127.0.0.1:1/0")
@@ -290,13 +290,13 @@ class TestDecoration:
             ({"fresh_for": 1, "template": "k"}, "leaves out a"),
         ],
     )
-    def test_what_cannot_work_is_refused_where_it_is_written(self, options, complaint):
+    def test_invalid_options_are_rejected_at_decoration(self, options, complaint):
         with pytest.raises(ConfigurationError, match=complaint):
 
             @Cache().cached(options.pop("template", None), **options)
             async def load(a): ...
 
-    def test_endpoints_are_sent_to_the_other_decorator(self):
+    def test_endpoint_is_rejected_and_error_names_cache_response(self):
         def session(): ...
 
         def with_request(request: Request): ...
@@ -319,7 +319,7 @@ class TestDecoration:
             with pytest.raises(ConfigurationError, match=r"@cache\.response"):
                 Cache().cached(fresh_for=1)(endpoint)
 
-    def test_a_database_session_among_the_parameters_is_refused(self):
+    def test_database_session_as_parameter_is_rejected(self):
         def with_session(db: AsyncSession): ...
         def with_text(db: "AsyncSession"): ...
         def with_optional(db: sqlalchemy.orm.Session | None = None): ...
@@ -331,14 +331,14 @@ class TestDecoration:
             with pytest.raises(ConfigurationError, match="'db', a database session or connection"):
                 Cache().cached(fresh_for=1)(loader)
 
-    def test_what_makes_sessions_is_no_session(self):
+    def test_session_maker_and_engine_are_accepted_as_parameters(self):
         def with_maker(db: async_sessionmaker[AsyncSession], name: "Unknown"): ...  # noqa: F821  # the name is missing on purpose
         def with_engine(db: sqlalchemy.Engine, session: int): ...
 
         for loader in (with_maker, with_engine):
             Cache().cached(fresh_for=1, ignore=("db",))(loader)
 
-    async def test_a_session_that_self_holds_is_warned_of_once_at_the_first_load(self, cache, caplog):
+    async def test_each_loader_with_an_ignored_session_logs_one_warning(self, cache, caplog):
         class Rankings:
             def __init__(self, session=None, **more):
                 self.session = session
@@ -371,7 +371,7 @@ class TestDecoration:
             f"{where}.asks loads with AsyncSession",
         ]
 
-    async def test_arguments_without_attributes_and_proxies_are_looked_at_safely(self, cache, caplog):
+    async def test_ignored_arguments_without_readable_attributes_raise_no_error(self, cache, caplog):
         class Proxy:
             __slots__ = ()
 
@@ -386,7 +386,7 @@ class TestDecoration:
         assert await load(Proxy(), b=5) == 1
         assert not caplog.records
 
-    async def test_without_sqlalchemy_nothing_is_looked_at(self, cache, caplog, monkeypatch):
+    async def test_session_causes_no_warning_if_sqlalchemy_is_not_imported(self, cache, caplog, monkeypatch):
         @cache.cached("x", fresh_for=60, ignore=("session",))
         async def load(session) -> int:
             return 1
@@ -395,7 +395,7 @@ class TestDecoration:
         assert await load(AsyncSession()) == 1
         assert not caplog.records
 
-    def test_what_is_no_function_is_refused(self):
+    def test_generators_and_objects_that_are_not_functions_are_rejected(self):
         def generator():
             yield
 
@@ -409,7 +409,7 @@ class TestDecoration:
             with pytest.raises(ConfigurationError, match="function"):
                 Cache().cached(fresh_for=1)(wrong)
 
-    async def test_classmethods_and_staticmethods_are_bound_like_others_below_or_above_the_decorator(self):
+    async def test_classmethods_and_staticmethods_are_cached_above_and_below_the_decorator(self):
         cache = Cache()
 
         class Airports:
@@ -467,7 +467,7 @@ class TestDecoration:
         await cache.aclose()
 
     @pytest.mark.parametrize("many", [False, True])
-    def test_loaders_that_a_function_makes_of_other_constants_do_not_share_a_key(self, many):
+    def test_loader_defined_again_with_another_captured_constant_is_rejected(self, many):
         cache = Cache()
 
         def make(tenant, session):
@@ -490,7 +490,7 @@ class TestDecoration:
                 make(other, [])
         make([], [])
 
-    def test_two_loaders_do_not_share_a_key(self):
+    def test_second_loader_with_the_template_of_another_is_rejected(self):
         cache = Cache()
 
         def make(template):
@@ -512,7 +512,7 @@ class TestDecoration:
             async def other(a): ...
 
     @pytest.mark.parametrize("template", ["user:{user_id}", "user:{user.id}", "{kind}:{name}", "user:me"])
-    def test_nor_do_templates_that_differ_in_the_names_of_their_slots_or_fill_them_in(self, template):
+    def test_template_that_can_make_a_key_of_another_template_is_rejected(self, template):
         cache = Cache()
 
         @cache.cached("user:{id}", fresh_for=1)
@@ -543,12 +543,12 @@ class TestDecoration:
             ({"timeout": 0}, "timeout"),
         ],
     )
-    def test_a_cache_that_cannot_work_is_refused(self, arguments, complaint):
+    def test_invalid_options_of_cache_are_rejected_without_showing_the_password(self, arguments, complaint):
         with pytest.raises(ConfigurationError, match=complaint) as caught:
             Cache(**arguments)
         assert "hunter2" not in str(caught.value)
 
-    def test_a_client_of_ones_own_is_checked(self):
+    def test_unsuitable_redis_client_is_rejected(self):
         from redis.asyncio import Redis
 
         with pytest.raises(ConfigurationError, match="decode_responses"):
@@ -556,7 +556,7 @@ class TestDecoration:
         with pytest.raises(ConfigurationError, match="give one"):
             Cache("redis://x", redis=Redis())
 
-    async def test_calls_with_wrong_types_are_refused(self, cache):
+    async def test_calls_with_invalid_arguments_are_rejected(self, cache):
         for call in (
             cache.invalidate(5),
             cache.invalidate_tag(""),
@@ -590,7 +590,7 @@ class TestThroughRedis:
     def make(self, request, server: Server):
         return lambda: Cache(server.url, l1_max_bytes=request.param, timeout=2)
 
-    async def test_values_come_back_as_what_the_annotation_says(self, make):
+    async def test_value_from_redis_has_the_annotated_type(self, make):
         row = Row("N1", decimal.Decimal("1.5"), datetime.datetime.now(datetime.UTC), uuid.uuid4())
         async with make() as one, make() as other:
             for cache in (one, other):
@@ -612,7 +612,7 @@ class TestThroughRedis:
                     outcome = await load.outcome()
                     assert (outcome.value, outcome.state) == (value, state)
 
-    async def test_what_cannot_be_stored_is_an_error_that_names_the_type(self, make):
+    async def test_value_that_cannot_be_stored_raises_codec_error_naming_its_type(self, make):
         async with make() as cache:
 
             @cache.cached("k", fresh_for=60)
@@ -628,14 +628,14 @@ class TestThroughRedis:
             with anyio.fail_after(60):
                 assert (await cache.get_or_load("k", lambda: 1, Policy(60))).value == 1
 
-    async def test_an_entry_of_another_type_is_a_miss(self, make):
+    async def test_entry_of_another_type_counts_as_missing(self, make):
         async with make() as cache:
             await cache.get_or_load("k", lambda: 1, Policy(60), returns=int)
         async with make() as cache:
             outcome = await cache.get_or_load("k", lambda: "x", Policy(60), returns=str)
             assert (outcome.value, outcome.state) == ("x", State.MISSING)
 
-    async def test_an_annotation_that_appears_later_is_found_at_the_first_call(self, make):
+    async def test_annotation_of_a_class_defined_later_is_resolved_at_the_first_call(self, make):
         async with make() as cache:
 
             @cache.cached("later", fresh_for=60)
@@ -650,7 +650,7 @@ class Later:
     a: int
 
 
-def test_one_cache_serves_one_loop_after_the_other():
+def test_memory_cache_works_in_one_event_loop_after_the_other():
     cache = Cache()
 
     @cache.cached("k", fresh_for=60)
@@ -661,7 +661,7 @@ def test_one_cache_serves_one_loop_after_the_other():
         assert asyncio.run(load()) == 1
 
 
-def test_without_closing_it_serves_the_next_loop_too(server: Server):
+def test_unclosed_redis_cache_serves_the_next_event_loop_from_its_entry(server: Server):
     cache = Cache(server.url, timeout=5)
     runs = []
 
@@ -675,7 +675,7 @@ def test_without_closing_it_serves_the_next_loop_too(server: Server):
     assert runs == [1]
 
 
-async def test_an_endpoint_of_fastapi_may_depend_on_a_cached_loader():
+async def test_fastapi_endpoint_can_depend_on_a_cached_loader():
     cache, app = Cache(), FastAPI()
 
     @cache.cached("top:{group}", fresh_for=60)
@@ -694,7 +694,7 @@ async def numbers():
 
 
 @pytest.mark.parametrize("made", [lambda: map(str, [1]), lambda: (n for n in [1]), lambda: Fresh(iter([1])), numbers])
-async def test_a_value_that_its_first_reader_would_use_up_is_refused(made):
+async def test_iterator_as_a_value_is_rejected(made):
     async with Cache() as cache:
 
         @cache.cached("k", fresh_for=60)

@@ -109,7 +109,7 @@ def shown(environment: dict[str, str], check: Callable[[str], None], *arguments:
         check(said_by(environment, *arguments, "--seconds", "60", "--rate", "10"))
 
 
-def test_the_tour_shows_all_states_and_far_fewer_loads_than_requests(environment: dict[str, str]) -> None:
+def test_tour_shows_all_states_and_fewer_loads_than_requests(environment: dict[str, str]) -> None:
     shown(environment, check_tour)
 
 
@@ -130,9 +130,7 @@ def check_tour(output: str) -> None:
 
 
 @pytest.mark.parametrize("strategy", ["locks", "queue"])
-def test_rounds_go_on_without_the_worker_that_was_killed(
-    environment: dict[str, str], flights: str, strategy: str
-) -> None:
+def test_rounds_continue_after_a_worker_is_killed(environment: dict[str, str], flights: str, strategy: str) -> None:
     shown(environment, partial(check_rounds, strategy), "--strategy", strategy, "--flights", flights)
 
 
@@ -171,7 +169,7 @@ def loads_of(text: str) -> dict[str, int]:
     return {worker: int(number) for number, worker in re.findall(r"(\d+) by (\d+)", text)}
 
 
-def test_ctrl_c_ends_the_tour_and_every_child(environment: dict[str, str], flights: str) -> None:
+def test_ctrl_c_ends_the_tour_and_every_child_process(environment: dict[str, str], flights: str) -> None:
     with started(environment, False, "--flights", flights) as (demo, output):
         read_until(output, "late flight added every second")
         if Path("/proc").exists():
@@ -182,7 +180,7 @@ def test_ctrl_c_ends_the_tour_and_every_child(environment: dict[str, str], fligh
         assert demo.wait(120) == 128 + signal.SIGINT
 
 
-def test_without_a_server_it_says_so_and_each_worker_caches_for_itself(
+def test_demo_without_a_server_says_that_each_worker_has_its_own_cache(
     environment: dict[str, str], flights: str, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
     folder = tmp_path_factory.mktemp("no-wheel")
@@ -197,7 +195,7 @@ def test_without_a_server_it_says_so_and_each_worker_caches_for_itself(
 
 
 @pytest.mark.parametrize("strategy", ["locks", "queue"])
-def test_rounds_need_a_server(
+def test_rounds_without_a_server_fail_with_a_message(
     environment: dict[str, str], tmp_path_factory: pytest.TempPathFactory, strategy: str
 ) -> None:
     folder = tmp_path_factory.mktemp("no-wheel")
@@ -208,7 +206,7 @@ def test_rounds_need_a_server(
         assert demo.wait(120) == 1
 
 
-def test_in_a_terminal_it_serves_until_ctrl_c(environment: dict[str, str], flights: str) -> None:
+def test_demo_in_a_terminal_serves_until_ctrl_c(environment: dict[str, str], flights: str) -> None:
     with started(environment, True, "--flights", flights) as (demo, output):
         said = read_until(output, "/rankings\r\n")
         assert "\x1b[" in said
@@ -221,19 +219,19 @@ def test_in_a_terminal_it_serves_until_ctrl_c(environment: dict[str, str], fligh
         assert demo.wait(120) == 0
 
 
-def test_a_copy_needs_a_database(environment: dict[str, str]) -> None:
+def test_missing_database_exits_with_2_and_says_how_to_make_it(environment: dict[str, str]) -> None:
     command = [*COMMAND, "--flights", "nowhere.db"]
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300)
     assert done.returncode == 2
     assert "no database at nowhere.db; python -m examples.flights nowhere.db makes it" in done.stderr
 
 
-def test_the_trace_is_read_whole() -> None:
+def test_trace_is_read_completely() -> None:
     assert len(keys()) == 95_607
     assert len(set(keys())) == 13_756
 
 
-def test_the_first_path_stands_for_the_hottest_key() -> None:
+def test_first_path_is_requested_as_often_as_the_hottest_key() -> None:
     asked = requests(["/first", "/second", "/third"])
     # One round of the three hottest keys; the trace asks for them 914, 909 and 727 times.
     one_round = [next(asked) for _ in range(914 + 909 + 727)]
@@ -242,16 +240,16 @@ def test_the_first_path_stands_for_the_hottest_key() -> None:
 
 
 @pytest.mark.parametrize(("percent", "expected"), [(0, 1), (1, 1), (50, 50), (99, 99), (100, 100)])
-def test_a_percentile_is_one_of_the_values(percent: float, expected: float) -> None:
+def test_percentile_is_one_of_the_values(percent: float, expected: float) -> None:
     assert percentile([float(value) for value in range(100, 0, -1)], percent) == expected
 
 
-def test_a_percentile_of_one_value_is_that_value() -> None:
+def test_percentile_of_a_single_value_is_that_value() -> None:
     assert percentile([7.0], 50) == percentile([7.0], 99) == 7.0
 
 
-def test_no_port_is_given_twice(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Not even before anybody listens on it: a cluster's nodes take twelve before the first of them starts."""
+def test_free_port_never_returns_a_port_twice(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Even before a server listens on it: the nodes of a cluster take twelve before the first of them starts."""
     first = free_port()
     tries = iter([first - 10_000, first - 10_000])
     draw = secrets.randbelow

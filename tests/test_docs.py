@@ -35,7 +35,9 @@ async def run(snippet: str, server: Server) -> dict[str, object]:
 
 
 @pytest.mark.parametrize("snippet", SNIPPETS)
-def test_a_snippet_runs(snippet: str, server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_snippet_runs_and_its_app_caches_responses(
+    snippet: str, server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
     # Some set environment variables.
     monkeypatch.setattr(os, "environ", os.environ.copy())
 
@@ -57,7 +59,7 @@ def test_a_snippet_runs(snippet: str, server: Server, monkeypatch: pytest.Monkey
 
 
 @pytest.mark.parametrize("snippet", SNIPPETS)
-def test_a_snippet_as_a_module_has_the_lines_of_its_page(snippet: str) -> None:
+def test_snippet_as_module_keeps_the_line_numbers_of_its_page(snippet: str) -> None:
     """So that a type checker's message leads to the page."""
     lines = as_module(snippet, 20).splitlines()
     compile("\n".join(lines), "snippet", "exec")
@@ -66,7 +68,7 @@ def test_a_snippet_as_a_module_has_the_lines_of_its_page(snippet: str) -> None:
 
 
 @pytest.mark.uncounted
-def test_what_happens_when_something_fails_is_backed_by_tests() -> None:
+def test_each_row_of_failures_page_names_existing_tests() -> None:
     """Each line of the page names tests that there are."""
     rows = re.findall(r"^\| (?!when|---)(.*) \|$", (ROOT / "docs" / "failures.md").read_text(), re.MULTILINE)
     assert len(rows) > 25
@@ -86,6 +88,6 @@ def test_each_diagram_is_on_a_page() -> None:
     assert {name for name in drawn if f'--8<-- "docs/diagrams/{name}"' not in shown} == set()
 
 
-def test_the_readme_shows_each_face_in_under_a_screen() -> None:
+def test_readme_snippets_are_shorter_than_30_lines() -> None:
     for snippet in re.findall(r"^```python\n(.*?)^```", (ROOT / "README.md").read_text(), re.S | re.M):
         assert len(snippet.splitlines()) < 30

@@ -17,7 +17,7 @@ pytestmark = pytest.mark.anyio
 
 
 @pytest.mark.parametrize("name", ["early", "jitter"])
-def test_what_is_no_number_is_refused(name):
+def test_invalid_early_or_jitter_is_refused(name):
     assert getattr(Policy(1, **{name: 1}), name) == 1.0
     for wrong in (-1, math.inf, math.nan, "1", True, None):
         with pytest.raises(ConfigurationError, match=name):
@@ -28,7 +28,7 @@ def test_what_is_no_number_is_refused(name):
         Policy(1, jitter=1.5)
 
 
-def test_the_formula_of_the_paper():
+def test_entry_is_due_early_as_the_xfetch_formula_says():
     entry = stamp(1, Policy(60), 1000.0, took=2.0)
     # -2 * 3 * ln(draw) = 6 s before the end
     draw = math.exp(-1)
@@ -46,7 +46,7 @@ class TestEarly:
             cache.engine.runtime.uniform = lambda low, high: math.exp(-2)
             yield cache
 
-    async def test_the_reader_gets_the_fresh_value_and_one_load_runs_behind_him(self, cache, clock):
+    async def test_early_refresh_returns_fresh_value_and_runs_one_background_load(self, cache, clock):
         runs, gate = [], anyio.Event()
         gate.set()
 
@@ -77,7 +77,7 @@ class TestEarly:
         await settle()
         assert await load() == 2
 
-    async def test_get_or_load_and_methods_too(self, cache, clock):
+    async def test_early_refresh_runs_for_get_or_load_and_for_methods(self, cache, clock):
         runs = []
 
         class Service:
@@ -101,14 +101,14 @@ class TestEarly:
         await settle()
         assert len(runs) == 4
 
-    async def test_without_it_the_short_way_to_a_hit_is_taken(self, cache):
+    async def test_loader_without_early_is_a_plain_cached_object(self, cache):
         @cache.cached("k", fresh_for=60)
         async def load() -> int:
             return 1
 
         assert type(load) is Cached
 
-    async def test_a_failure_is_kept_off_for_a_while_and_evicts_nothing(self, cache, clock):
+    async def test_failed_early_refresh_backs_off_and_keeps_the_fresh_value(self, cache, clock):
         runs = []
 
         @cache.cached("k", fresh_for=60, early=1)
@@ -126,7 +126,7 @@ class TestEarly:
             await settle()
         assert len(runs) == 2
 
-    async def test_one_process_of_the_fleet_loads(self, clock):
+    async def test_early_refresh_runs_in_one_process_only(self, clock):
         async with fleet(2, clock) as (one, other):
 
             class Slow(Job):
@@ -149,7 +149,7 @@ class TestEarly:
             for process in (one, other):
                 assert (await process.engine.fetch("k", job)).value == 2
 
-    async def test_an_engine_that_is_closed_is_opened_for_it(self, clock):
+    async def test_early_refresh_opens_a_closed_engine(self, clock):
         job = Job()
 
         async def slow():
@@ -169,7 +169,7 @@ class TestEarly:
 
 
 class TestJitter:
-    async def test_fresh_for_is_shortened_by_a_share(self, clock):
+    async def test_jitter_shortens_fresh_for_by_a_random_share(self, clock):
         drawn = []
 
         def uniform(low, high):
@@ -189,7 +189,7 @@ class TestJitter:
         assert windows == [(54, 600), (5, 0), (60, 0)]
         assert drawn == [(0.0, 0.1), (0.0, 0.5)]
 
-    async def test_entries_end_at_different_times(self):
+    async def test_jitter_spreads_the_ends_of_fresh_for(self):
         async with Cache() as cache:
 
             @cache.cached("k:{n}", fresh_for=1000, jitter=0.5)
@@ -209,7 +209,7 @@ class TestThroughRedis:
     def anyio_backend(self):
         return "asyncio"
 
-    async def test_how_long_a_load_took_is_known_to_every_process(self, server: Server):
+    async def test_early_refresh_in_another_process_uses_the_stored_load_time(self, server: Server):
         clock = FakeClock()
         one, other = (Cache(server.url, timeout=2, clock=clock) for _ in range(2))
         runs = []

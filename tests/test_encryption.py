@@ -191,7 +191,7 @@ def cluster():
 
 
 @pytest.mark.parametrize("place", ["valkey", "redis", "cluster"])
-async def test_who_sees_all_that_redis_does_and_holds_sees_no_value_key_tag_url_argument_or_error(place, request):
+async def test_encrypted_cache_shows_redis_no_value_key_tag_url_argument_or_error(place, request):
     if place == "cluster":
         group = request.getfixturevalue("cluster")
         url, servers = group.url, group.masters()
@@ -292,14 +292,14 @@ class TestReading:
             server.command("FLUSHALL")
         return cluster.url
 
-    async def test_a_key_that_was_rotated_goes_on_reading_and_the_first_one_writes(self, url):
+    async def test_rotated_encryption_key_still_reads_and_first_key_writes(self, url):
         load = Counter()
         assert await read_by(url, load, encryption("old")) == (1, State.MISSING)
         assert await read_by(url, load, encryption("new", "old")) == (1, State.FRESH)
         assert await read_by(url, load, encryption("new", "old"), "other") == (2, State.MISSING)
         assert await read_by(url, load, encryption("new"), "other") == (2, State.FRESH)
 
-    async def test_a_key_that_is_lost_is_a_miss_logged_once_and_repaired(self, url, caplog):
+    async def test_entry_whose_encryption_key_is_lost_is_a_miss_logged_once_and_repaired(self, url, caplog):
         load = Counter()
         for key in ("a", "b"):
             await read_by(url, load, encryption("old"), key)
@@ -318,9 +318,7 @@ class TestReading:
             (ShowsNames(), Fails(), "the codec could not read it (TimeoutError: no key server)"),
         ],
     )
-    async def test_processes_with_and_without_a_codec_miss_what_the_others_wrote(
-        self, url, writer, reader, says, caplog
-    ):
+    async def test_processes_with_and_without_codec_miss_each_others_entries(self, url, writer, reader, says, caplog):
         load = Counter()
         await read_by(url, load, writer)
         assert (await read_by(url, load, reader))[0] == 2
@@ -328,7 +326,7 @@ class TestReading:
         if not isinstance(reader, Fails):
             assert await read_by(url, load, reader) == (2, State.FRESH)
 
-    async def test_an_entry_in_anothers_place_is_a_miss(self, url, caplog):
+    async def test_entry_moved_to_another_key_is_a_miss_logged_once(self, url, caplog):
         codec, load = encryption(), Counter()
         names = Names("swr", Packing("swr", None, codec))
         await read_by(url, load, codec, "{mine}"[1:-1])
@@ -340,7 +338,7 @@ class TestReading:
         assert (await read_by(url, load, codec, "yours"))[0] == 3
         assert caplog.text.count("it was changed or moved") == 1
 
-    async def test_invalidations_reach_every_process_that_has_the_secret(self, url):
+    async def test_invalidations_reach_processes_with_the_same_secret(self, url):
         load = Counter()
         tagged = Policy(600, tags=("t",))
         async with (
@@ -358,9 +356,7 @@ class TestReading:
                 await until(lambda runs=runs: load.runs == runs + 1)
 
     @pytest.mark.parametrize("hides", ["the one", "the other", "both"])
-    async def test_what_is_invalidated_under_a_name_that_others_cannot_read_invalidates_everything_there(
-        self, url, hides, caplog
-    ):
+    async def test_invalidation_with_unreadable_name_invalidates_everything_in_other_process(self, url, hides, caplog):
         """In a deploy that turns encryption on, processes of both kinds run side by side."""
         codecs = {
             "the one": (encryption(), None),
@@ -399,7 +395,7 @@ class TestReading:
             (MakesText(), "the codec could not encode (TypeError: it made a str instead of bytes)"),
         ],
     )
-    async def test_a_codec_that_fails_stores_nothing_and_no_caller_notices(self, url, caplog, codec, says):
+    async def test_failing_codec_is_logged_once_and_readers_still_get_values(self, url, caplog, codec, says):
         load = Counter()
         async with Cache(url, codec=codec, timeout=5) as cache:
             for _ in range(2):
@@ -410,7 +406,7 @@ class TestReading:
         assert caplog.text.count(says) == 1
 
 
-async def test_what_cannot_be_passed_on_of_an_unreadable_invalidation_counts_when_redis_is_back(own_server: Server):
+async def test_unreadable_invalidation_clears_everything_once_redis_is_reachable_again(own_server: Server):
     load = Counter()
     async with Cache(own_server.url, timeout=1) as cache:
         await cache.get_or_load("k", load, LONG)
@@ -432,7 +428,7 @@ async def test_what_cannot_be_passed_on_of_an_unreadable_invalidation_counts_whe
 
 
 @pytest.mark.parametrize("writer", ["one", "other"])
-async def test_tasks_of_another_codec_are_thrown_away(server: Server, caplog, writer):
+async def test_queue_drops_tasks_of_another_codec_and_logs_them(server: Server, caplog, writer):
     async with Cache(server.url, codec=ShowsNames(), timeout=5) as one, Cache(server.url, timeout=5) as other:
         caches = (one, other) if writer == "one" else (other, one)
         queue, theirs = (Queue(cache.engine.store.store, "q") for cache in caches)
@@ -443,7 +439,7 @@ async def test_tasks_of_another_codec_are_thrown_away(server: Server, caplog, wr
         assert (await theirs.status()).queued == 0
 
 
-async def test_queues_with_names_that_this_process_cannot_read_are_not_shown(server: Server):
+async def test_queues_with_unreadable_names_are_not_listed(server: Server):
     async with Cache(server.url, codec=encryption(), timeout=5) as one, Cache(server.url, timeout=5) as other:
         for cache in (one, other):
             await Queue(cache.engine.store.store, f"queue of {cache is one}").register()
@@ -451,7 +447,7 @@ async def test_queues_with_names_that_this_process_cannot_read_are_not_shown(ser
         assert await found_queues(other) == ["queue of False"]
 
 
-async def test_digests_of_another_codec_are_not_shown_and_a_codec_that_fails_shows_none(server: Server, caplog):
+async def test_digest_of_another_codec_is_hidden_and_counted_as_unreadable(server: Server, caplog):
     async with (
         Cache(server.url, codec=encryption(), timeout=5, reports=True) as one,
         Cache(server.url, timeout=5, reports=True) as other,
@@ -474,7 +470,7 @@ async def test_digests_of_another_codec_are_not_shown_and_a_codec_that_fails_sho
 # -- commands ---------------------------------------------------------------------------------------------------------
 
 
-def test_commands_find_what_is_hidden_with_the_secret_of_the_environment(server: Server, capsys, monkeypatch):
+def test_commands_find_encrypted_entries_with_keys_and_secret_from_environment(server: Server, capsys, monkeypatch):
     codec = encryption()
 
     async def fill() -> None:
@@ -503,7 +499,7 @@ def test_commands_find_what_is_hidden_with_the_secret_of_the_environment(server:
     assert "which this cache does not have" in inspected()["why"]
 
 
-def test_from_env_takes_secret_and_keys(server: Server, monkeypatch):
+def test_from_env_reads_secret_and_encryption_keys(server: Server, monkeypatch):
     monkeypatch.setenv("SWR_REDIS_URL", server.url)
     monkeypatch.setenv("SWR_SECRET", SECRET)
     assert Cache.from_env().digest(b"x") == Cache(secret=SECRET).digest(b"x")
@@ -526,7 +522,7 @@ def test_from_env_takes_secret_and_keys(server: Server, monkeypatch):
 
 @pytest.mark.parametrize("written", ["{}", "old:{}", "old {}", "old={};new:{}", "{}=old", "{},{}", "old" * 30 + ":{}"])
 @pytest.mark.parametrize("length", [16, 24, 32])
-def test_no_error_shows_a_key_whose_separator_was_mistaken(written, length, monkeypatch):
+def test_error_about_malformed_encryption_keys_hides_the_key(written, length, monkeypatch):
     key = base64.b64encode(b"\xa7" * length).decode()
     monkeypatch.setenv("SWR_SECRET", SECRET)
     monkeypatch.setenv("SWR_ENCRYPTION_KEYS", written.replace("{}", key))
@@ -538,7 +534,7 @@ def test_no_error_shows_a_key_whose_separator_was_mistaken(written, length, monk
     assert key.rstrip("=") not in str(error.value)
 
 
-def test_without_cryptography_it_says_what_to_install(monkeypatch):
+def test_missing_cryptography_package_is_named_with_how_to_install_it(monkeypatch):
     monkeypatch.setitem(sys.modules, "cryptography.exceptions", None)
     for name in ("swr.encryption.aes", "swr.encryption"):
         monkeypatch.delitem(sys.modules, name)
@@ -555,13 +551,13 @@ def test_without_cryptography_it_says_what_to_install(monkeypatch):
 
 class TestEncryption:
     @pytest.mark.parametrize("length", [0, 1, 5000])
-    def test_what_was_encrypted_comes_back_and_looks_different_each_time(self, length):
+    def test_decode_restores_data_and_each_encode_differs(self, length):
         codec, data = encryption(), os.urandom(length)
         first, second = codec.encode(data, b"place"), codec.encode(data, b"place")
         assert first != second
         assert codec.decode(first, b"place") == codec.decode(second, b"place") == data
 
-    def test_whatever_was_changed_cut_or_moved_is_refused(self):
+    def test_decode_refuses_changed_cut_or_moved_data(self):
         codec = encryption()
         whole = codec.encode(b"value", b"place")
         for changed in (*(whole[:end] for end in range(len(whole))), *flipped(whole)):
@@ -570,11 +566,11 @@ class TestEncryption:
         with pytest.raises(CodecError, match="changed or moved"):
             codec.decode(whole, b"another place")
 
-    def test_another_key_of_the_same_id_is_refused(self):
+    def test_decode_refuses_another_key_with_the_same_id(self):
         with pytest.raises(CodecError, match="the key is another one"):
             Encryption({"old": NEW}, SECRET).decode(encryption("old").encode(b"", b""), b"")
 
-    def test_a_name_is_the_same_everywhere_and_another_in_another_namespace(self):
+    def test_encoded_name_depends_on_name_and_namespace_but_not_on_keys(self):
         codec = encryption()
         name = codec.encode_name(b"", b"swr")
         assert name == encryption("new").encode_name(b"", b"swr")
@@ -592,12 +588,12 @@ class TestEncryption:
             ({"a": OLD}, "hidden"), ({"a": OLD}, None),
         ],
     )  # fmt: skip
-    def test_what_cannot_work_is_refused_without_showing_it(self, keys, secret):
+    def test_unusable_keys_or_secret_are_refused_without_showing_them(self, keys, secret):
         with pytest.raises(ConfigurationError) as error:
             Encryption(keys, secret)
         assert "hidden" not in str(error.value)
 
-    def test_its_text_shows_ids_alone(self):
+    def test_repr_shows_only_key_ids(self):
         assert repr(encryption("new", "old")) == "Encryption(keys=new, old)"
 
 
@@ -606,7 +602,7 @@ def flipped(data: bytes):
 
 
 class TestNames:
-    def test_every_name_stands_in_the_slot_of_its_own_and_comes_back(self):
+    def test_hidden_key_keeps_entry_and_lease_in_one_slot_and_can_be_shown_again(self):
         names = Names("swr", Packing("swr", None, encryption()))
         for key in ("k", "}x{", "", "일\ud800", "x" * 5000):
             entry, lease = names.entry_and_lease(key)
@@ -624,7 +620,7 @@ TEXT = b"a leaderboard of aircraft " * 4000
 
 
 class TestCompression:
-    def test_what_is_long_is_compressed_and_what_does_not_shrink_is_left_alone(self):
+    def test_long_values_are_compressed_only_if_they_shrink(self):
         packing = Packing("swr", 1000)
         noise = os.urandom(100_000)
         for value, is_shorter in (
@@ -636,7 +632,7 @@ class TestCompression:
             assert frames.decode("k", frame, ANY, packing) == frames.decode("k", frame, ANY) == entry
             assert frames.decode("k", frame, None).value in (len(value), len(value) + 2, len(value) + 3, len(value) + 5)
 
-    def test_a_response_with_a_content_coding_is_left_alone(self):
+    def test_response_with_content_encoding_is_not_compressed(self):
         from swr.http.stored_response import RESPONSES, StoredResponse, Varies
 
         packing = Packing("swr", 1000)
@@ -652,7 +648,7 @@ class TestCompression:
         varies = stamp(Varies(("accept",), ("x" * 5000,)), LONG, 0.0, 5)
         assert len(frames.encode("k", varies, RESPONSES, packing)) < 1000
 
-    def test_never_more_is_decompressed_than_the_frame_says(self):
+    def test_decompression_refuses_data_that_exceeds_the_length_in_the_frame(self):
         bomb = zlib.compress(bytes(100 * 2**20), 9)
         for length in (1, 5000, 64 * 2**20, 2**32 - 1):
             with pytest.raises(CodecError):
@@ -663,19 +659,19 @@ class TestCompression:
         assert decompressed(zlib.compress(TEXT), len(TEXT)) == TEXT
 
     @pytest.mark.parametrize("above", [-1, True, "yes", 1.5])
-    def test_a_bound_that_cannot_work_is_refused(self, above):
+    def test_invalid_compress_above_or_codec_is_refused(self, above):
         with pytest.raises(ConfigurationError, match="compress_above"):
             Cache(compress_above=above)
         with pytest.raises(ConfigurationError, match="codec="):
             Cache(codec=object())
 
-    def test_encrypted_values_are_compressed_only_where_that_is_asked_for(self):
+    def test_encrypted_values_are_compressed_only_with_explicit_compress_above(self):
         assert Packing().compress_above == 16_384
         assert Packing(codec=encryption()).compress_above is None
         assert Packing(codec=encryption(), compress_above=0).compress_above == 0
 
     @pytest.mark.parametrize("change", [lambda bits: bits | 4, lambda bits: bits ^ 1, lambda bits: bits ^ 2])
-    def test_what_a_frame_says_of_itself_is_not_believed(self, change):
+    def test_decode_refuses_frame_whose_flags_do_not_match_its_content(self, change):
         frame = bytearray(frames.encode("k", stamp(TEXT, LONG, 0.0, 5), ANY, Packing("swr", 1000)))
         at = frames._CHECKED + 1
         frame[at] = change(frame[at])
@@ -711,7 +707,7 @@ class Watching(ShowsNames):
     [os.urandom(300_000), [os.urandom(16).hex()] * 30_000, [{"n": n} for n in range(100_000)]],
     ids=["bytes", "texts", "rows"],
 )
-async def test_large_values_are_packed_and_unpacked_in_threads(server: Server, value, above):
+async def test_large_values_are_encoded_and_decoded_in_threads(server: Server, value, above):
     codec = Watching()
     async with Cache(server.url, codec=codec, compress_above=above, l1_max_bytes=0, timeout=10) as cache:
         await cache.set("k", value, LONG, returns=type(value))
@@ -721,7 +717,7 @@ async def test_large_values_are_packed_and_unpacked_in_threads(server: Server, v
     assert codec.threads == {"thread"}
 
 
-async def test_a_small_frame_that_holds_much_is_read_in_a_thread(server: Server, monkeypatch):
+async def test_small_frame_with_large_value_is_decompressed_in_a_thread(server: Server, monkeypatch):
     threads = []
     monkeypatch.setattr(
         "swr.core.frames.decompressed", lambda *args: threads.append(threading.current_thread()) or decompressed(*args)
@@ -734,7 +730,7 @@ async def test_a_small_frame_that_holds_much_is_read_in_a_thread(server: Server,
     assert threading.main_thread() not in threads
 
 
-async def test_l1_holds_plain_values_and_a_codec_that_cannot_read_is_no_trouble_to_it(server: Server):
+async def test_local_cache_holds_unencrypted_values(server: Server):
     async with AsyncExitStack() as stack:
         cache = await stack.enter_async_context(Cache(server.url, codec=encryption(), timeout=5))
         value = {"rows": [1, 2, 3]}
@@ -742,6 +738,6 @@ async def test_l1_holds_plain_values_and_a_codec_that_cannot_read_is_no_trouble_
         assert cache.engine.store.peek("k").value is value
 
 
-def test_a_failing_codec_is_said_to_be_the_reason():
+def test_encode_error_contains_the_message_of_the_failing_codec():
     with pytest.raises(StoreUnavailable, match="no key server"):
         frames.encode("k", stamp(1, LONG, 0.0, 5), ANY, Packing("swr", None, Fails()))

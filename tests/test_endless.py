@@ -30,7 +30,7 @@ STALE = [(b"cache-control", b"max-age=1, stale-while-revalidate=600, stale-if-er
 
 @pytest.fixture
 def no_collector():
-    """What is in a circle stays."""
+    """Turn the garbage collector off: it frees no reference cycles."""
     gc.collect()
     gc.disable()
     yield
@@ -82,11 +82,11 @@ def chunks(one):
     return [message["body"] for message in one.sent[1:]]
 
 
-class TestAnEndlessBody:
+class TestEndlessBody:
     """Who: an endpoint under a catch-all rule that streams NDJSON, on the day the rule is deployed."""
 
     @pytest.mark.parametrize("chunk", [b"{}\n", b""], ids=["content", "empty"])
-    async def test_reaches_every_reader_as_it_comes(self, cache, chunk):
+    async def test_endless_body_is_streamed_to_every_reader(self, cache, chunk):
         app = Stream(headers=[(b"content-type", b"application/x-ndjson")], chunk=chunk)
         ask = shielded(SWRMiddleware(app, cache, RULES, max_body_time=0.2))
         readers = [Client() for _ in range(5)]
@@ -104,7 +104,7 @@ class TestAnEndlessBody:
                 reader.gone.set()
         assert app.active == 0
 
-    async def test_ends_when_its_only_client_has_left_before_it_passed_through(self, cache):
+    async def test_run_ends_when_its_only_client_leaves_before_max_body_time(self, cache):
         app = Stream()
         middleware = SWRMiddleware(app, cache, RULES, max_body_time=0.2)
         readers = [Client(fails=False) for _ in range(50)]
@@ -117,7 +117,7 @@ class TestAnEndlessBody:
             await until(lambda: app.active == 0, PATIENCE)
         assert not cache.engine.flights
 
-    async def test_that_is_too_long_ends_when_its_client_has_left(self, cache):
+    async def test_run_of_too_long_body_ends_when_its_client_leaves(self, cache):
         app = Stream(chunk=b"x" * 1000)
         reader = Client()
         middleware = SWRMiddleware(app, cache, RULES, max_body_bytes=5_000, max_body_time=None)
@@ -127,7 +127,7 @@ class TestAnEndlessBody:
             reader.gone.set()
         assert app.active == 0
 
-    async def test_in_a_background_refresh_ends_and_what_is_stored_stays(self, cache, clock, caplog):
+    async def test_background_refresh_with_endless_body_ends_and_keeps_the_stale_entry(self, cache, clock, caplog):
         app = Stream(headers=STALE, is_unending=False)
         async with client(SWRMiddleware(app, cache, max_body_time=0.2)) as http:
             await http.get("/x")
@@ -140,7 +140,7 @@ class TestAnEndlessBody:
         assert "0.2 s, its max_body_time" in caplog.text
         assert app.runs == 2
 
-    def test_on_the_next_event_loop_passes_through_as_well(self):
+    def test_endless_body_passes_through_on_a_second_event_loop(self):
         """Who: a script that calls `run_until_complete` on one event loop after another, each of which it closes."""
         cache = Cache()
         app = Stream()
@@ -164,7 +164,9 @@ class TestAnEndlessBody:
     @pytest.mark.uncounted
     @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
     @pytest.mark.parametrize("spec_version", ["2.3", "2.4"], ids=["the app listens", "sending fails"])
-    async def test_that_the_app_generates_is_closed_at_once(self, cache, spec_version, no_collector):
+    async def test_generator_of_endless_body_is_closed_at_once_when_its_client_leaves(
+        self, cache, spec_version, no_collector
+    ):
         app = FastAPI()
         closed = []
 
@@ -197,7 +199,7 @@ class TestAnEndlessBody:
                 reader.gone.set()
         await until(lambda: len(closed) == 3, PATIENCE)
 
-    async def test_for_a_client_that_has_its_304_ends(self, cache):
+    async def test_run_with_endless_body_ends_after_its_client_got_304(self, cache):
         app = Stream(headers=[*MAX_AGE, (b"etag", b'"a"')])
         reader = Client()
         ask = shielded(SWRMiddleware(app, cache, max_body_time=0.2))
@@ -210,7 +212,7 @@ class TestAnEndlessBody:
         [(b"x", 3, {"max_body_time": 0.2}), (b"x" * 1000, 10, {"max_body_bytes": 5_000, "max_body_time": None})],
         ids=["too slow", "too long"],
     )
-    async def test_of_an_error_keeps_nobody_waiting(self, cache, chunk, chunks_seen, bound):
+    async def test_endless_error_body_is_streamed_to_every_reader(self, cache, chunk, chunks_seen, bound):
         app = Stream(status=500, chunk=chunk)
         ask = shielded(SWRMiddleware(app, cache, RULES, **bound))
         readers = [Client() for _ in range(3)]
@@ -222,7 +224,7 @@ class TestAnEndlessBody:
                 reader.gone.set()
         assert app.active == 0
 
-    async def test_of_an_error_is_answered_by_the_fallback(self, cache, clock):
+    async def test_endless_error_body_is_replaced_by_the_fallback(self, cache, clock):
         app = Stream(headers=[(b"cache-control", b"max-age=1, stale-if-error=600")], is_unending=False)
         async with client(SWRMiddleware(app, cache, max_body_time=0.2)) as http:
             await http.get("/x")
@@ -233,7 +235,7 @@ class TestAnEndlessBody:
         await until(lambda: not app.active, PATIENCE)
 
     @pytest.mark.parametrize("chunk", [None, b"x"], ids=["no body", "a body"])
-    async def test_of_a_304_is_none(self, cache, clock, chunk):
+    async def test_endless_304_is_answered_with_the_stored_response(self, cache, clock, chunk):
         fields = [(b"cache-control", b"max-age=1, stale-if-error=600"), (b"etag", b'"a"')]
         app = Stream(headers=fields, is_unending=False)
         async with client(SWRMiddleware(app, cache, max_body_time=0.2)) as http:
@@ -245,7 +247,7 @@ class TestAnEndlessBody:
             assert ("fwd-status=504" in answer.headers["cache-status"]) is (chunk is None)
             await until(lambda: not app.active, PATIENCE)
 
-    async def test_may_take_its_time_where_that_is_allowed(self, cache):
+    async def test_slow_body_is_shared_when_max_body_time_is_none(self, cache):
         app = Stream()
         ask = shielded(SWRMiddleware(app, cache, RULES, max_body_time=None))
         first, second = Client(), Client()
@@ -258,7 +260,7 @@ class TestAnEndlessBody:
             app.is_unending = False
         assert (app.runs, chunks(second)[0][-7:]) == (1, b"the end")
 
-    async def test_leaves_a_response_that_ends_in_time_alone(self, cache):
+    async def test_response_that_ends_in_time_is_stored_while_app_runs_a_background_task(self, cache):
         app = App(MAX_AGE, body=b"x")
         done = anyio.Event()
 
@@ -280,16 +282,16 @@ class TestAnEndlessBody:
             assert (await http.get("/x")).headers["swr-state"] == "fresh"
 
     @pytest.mark.parametrize("value", [0, -1, "soon"])
-    def test_a_time_that_is_none_is_refused(self, value):
+    def test_invalid_max_body_time_is_refused(self, value):
         with pytest.raises(ConfigurationError, match="max_body_time"):
             SWRMiddleware(App(), Cache(), max_body_time=value)
 
 
-class TestARunThatHangs:
-    """Who: an app whose database does not answer, on the day it does not; its clients give up one by one."""
+class TestHangingRun:
+    """Who: an app whose database does not answer; its clients give up one by one."""
 
     @pytest.mark.uncounted
-    async def test_clients_that_leave_leave_no_tasks(self, cache):
+    async def test_requests_end_when_their_clients_leave_while_the_run_goes_on(self, cache):
         app = App(MAX_AGE)
         app.gate = anyio.Event()
         ask = shielded(SWRMiddleware(app, cache))
@@ -313,7 +315,7 @@ class TestARunThatHangs:
         assert {waiter.sent[0]["status"] for waiter in answered} <= {499, 200}
 
     @pytest.mark.parametrize("anyio_backend", ["asyncio"])
-    async def test_and_no_task_of_the_event_loop_is_left(self, cache):
+    async def test_clients_that_leave_a_hanging_run_leave_no_asyncio_tasks(self, cache):
         app = App(MAX_AGE)
         app.gate = anyio.Event()
         middleware = SWRMiddleware(app, cache)
@@ -334,7 +336,7 @@ class TestARunThatHangs:
             await until(lambda: not cache.engine.flights)
             assert (await http.get("/x")).headers["swr-state"] == "fresh"
 
-    async def test_a_client_that_stays_is_answered_after_it_was_watched(self, cache):
+    async def test_client_that_stays_is_answered_after_swr_watched_it_for_disconnect(self, cache):
         app = App([])
         heard = []
 
@@ -356,7 +358,7 @@ class TestARunThatHangs:
         assert {one.sent[1]["body"] for one in (first, second)} == {b"1", b"2"}
         assert heard == [{"type": "http.request", "body": b"", "more_body": False}] * 2
 
-    async def test_a_client_whose_app_listens_is_watched_by_its_app(self, cache):
+    async def test_swr_does_not_poll_a_client_whose_app_listens_for_disconnect(self, cache):
         heard = []
         gate = anyio.Event()
 
@@ -386,7 +388,7 @@ class TestARunThatHangs:
         async with client(SWRMiddleware(app, cache)) as http:
             assert (await http.get("/x")).text == "1"
 
-    async def test_a_client_that_leaves_after_its_answer_ends_no_background_task(self, cache):
+    async def test_background_task_finishes_when_client_leaves_after_its_answer(self, cache):
         app, done = App([(b"set-cookie", b"a=1")]), []
         gate = anyio.Event()
 
@@ -405,7 +407,7 @@ class TestARunThatHangs:
             gate.set()
         assert done == [1]
 
-    async def test_a_hard_timeout_ends_it(self, cache):
+    async def test_hanging_run_is_answered_with_504_after_hard_timeout(self, cache):
         app = App(MAX_AGE)
         app.gate = anyio.Event()
         readers = [Client() for _ in range(5)]
@@ -416,7 +418,7 @@ class TestARunThatHangs:
         assert {reader.sent[0]["status"] for reader in readers} == {504}
         assert not cache.engine.flights
 
-    async def test_an_app_that_listens_late_hears_what_its_client_sent(self, cache):
+    async def test_app_that_listens_late_receives_the_request_body(self, cache):
         one, heard = Client(), []
 
         async def app(scope, receive, send):
@@ -429,7 +431,7 @@ class TestARunThatHangs:
         assert heard == [{"type": "http.request", "body": b"", "more_body": False}]
         assert one.sent[1]["body"] == b"1"
 
-    async def test_two_that_wait_for_each_other_are_refused(self, cache):
+    async def test_two_runs_that_request_each_other_raise_configuration_error(self, cache):
         begun = []
 
         async def app(scope, receive, send):
@@ -445,8 +447,8 @@ class TestARunThatHangs:
         assert any(isinstance(answer, ConfigurationError) for answer in answers)
 
 
-async def test_an_app_hears_once_that_a_slow_client_has_left(cache):
-    """What was on its way to the client when the response turned out to be too long does not get there."""
+async def test_app_gets_one_error_when_a_slow_client_has_left(cache):
+    """The part that was being sent when the response became too long does not reach the client."""
     heard, taken = [], anyio.Event()
 
     async def app(scope, receive, send):
@@ -472,10 +474,10 @@ async def test_an_app_hears_once_that_a_slow_client_has_left(cache):
     assert heard == ["", "gone", ""]
 
 
-class TestAMiss:
-    """Who: an app with many more URLs than anybody asks for twice, on each day."""
+class TestMiss:
+    """Who: an app that has many more URLs than clients request twice."""
 
-    async def test_starts_one_task(self, cache, monkeypatch):
+    async def test_each_miss_starts_one_task(self, cache, monkeypatch):
         ask, started = shielded(SWRMiddleware(App(MAX_AGE), cache)), []
         await ask(Client(), "/first")
         start = cache.engine.runtime.tasks.start
@@ -487,7 +489,7 @@ class TestAMiss:
         assert len(started) == 10
 
     @pytest.mark.uncounted
-    async def test_frees_all_that_its_run_held_at_once(self, cache, no_collector):
+    async def test_miss_frees_the_request_scope_without_garbage_collector(self, cache, no_collector):
         class Held:
             pass
 
@@ -498,7 +500,7 @@ class TestAMiss:
         del held
         await until(lambda: freed() is None, PATIENCE)
 
-    async def test_whose_client_takes_nothing_and_leaves_before_the_end_waits_no_longer(self, cache):
+    async def test_request_ends_but_load_goes_on_when_a_stuck_client_leaves(self, cache):
         taking = anyio.Event()
         app = Stream(headers=MAX_AGE)
 
@@ -517,7 +519,7 @@ class TestAMiss:
         app.is_unending = False
         await until(lambda: not cache.engine.flights, PATIENCE)
 
-    async def test_whose_app_goes_on_sending_after_its_end_tells_it_that_nobody_listens(self, cache):
+    async def test_app_that_sends_after_its_run_has_ended_gets_a_connection_error(self, cache):
         sending = []
 
         async def app(scope, receive, send):
@@ -529,10 +531,10 @@ class TestAMiss:
             await sending[0]({"type": "http.response.body", "body": b"more"})
 
 
-class TestAFileThatTheServerSends:
+class TestFileSentByServer:
     """Who: `FileResponse` on granian, which sends the file itself, under a rule, on the first day."""
 
-    async def test_is_not_called_stored(self, cache):
+    async def test_file_sent_by_the_server_is_not_stored(self, cache):
         async def app(scope, receive, send):
             await send({"type": "http.response.start", "status": 200, "headers": MAX_AGE})
             kind = "http.response.pathsend"
@@ -548,7 +550,7 @@ class TestAFileThatTheServerSends:
                     assert [message["type"] for message in one.sent] == ["http.response.start", kind]
         assert status_of(one).startswith(b"swr; hit")
 
-    async def test_content_that_it_is_given_is_stored(self, cache):
+    async def test_body_is_stored_when_pathsend_is_offered_but_not_used(self, cache):
         ask = shielded(SWRMiddleware(App(MAX_AGE, body=b"b", chunks=[b"a"]), cache))
         for status in (b"swr; fwd=uri-miss; stored", b"swr; hit; ttl=60"):
             one = Client()
@@ -571,7 +573,7 @@ def served(app):
         assert not thread.is_alive()
 
 
-async def test_behind_a_real_server_nothing_is_left_of_clients_that_left():
+async def test_generators_behind_a_real_server_are_closed_after_clients_leave():
     """50 readers of one endless response on real sockets: each gets it as it comes, and all generators are closed."""
     app = FastAPI()
     active = set()

@@ -51,7 +51,7 @@ async def raises(function, *args):
 
 
 class TestOneProcess:
-    async def test_missing_then_fresh_then_stale_then_fresh(self, process, clock):
+    async def test_key_is_missing_then_fresh_then_stale_then_fresh_again(self, process, clock):
         engine, job = process.engine, Job()
         states = []
         for seconds in (0, 59, 1, 0):
@@ -67,13 +67,13 @@ class TestOneProcess:
         ]
 
     @pytest.mark.uncounted
-    async def test_a_thousand_readers_of_a_cold_key_are_one_load(self, process):
+    async def test_thousand_readers_of_a_missing_key_share_one_load(self, process):
         job = Job()
         outcomes = await gather(let_go(job), *(process.engine.fetch("k", job) for _ in range(1000)))
         assert job.runs == 1
         assert {(outcome.value, outcome.state) for outcome in outcomes[1:]} == {(1, State.MISSING)}
 
-    async def test_a_thousand_readers_of_a_stale_key_wait_for_nothing(self, process, clock):
+    async def test_thousand_readers_of_a_stale_key_are_answered_before_its_only_refresh(self, process, clock):
         job = Job()
         await process.engine.fetch("k", job)
         clock.advance(61)
@@ -86,7 +86,7 @@ class TestOneProcess:
         assert job.runs == 2
         assert process.link.calls == ["acquire", "commit"]
 
-    async def test_a_stale_reader_is_answered_before_the_store_is_asked(self, process, clock):
+    async def test_stale_hit_returns_before_the_store_answers(self, process, clock):
         job = Job()
         await process.engine.fetch("k", job)
         clock.advance(61)
@@ -97,14 +97,14 @@ class TestOneProcess:
         hung.set()
         await settle()
 
-    async def test_past_every_deadline_a_reader_waits(self, process, clock):
+    async def test_reader_waits_for_a_load_when_all_deadlines_have_passed(self, process, clock):
         job = Job()
         await process.engine.fetch("k", job)
         clock.advance(3660)
         outcome = await process.engine.fetch("k", job)
         assert (outcome.value, outcome.state) == (2, State.MISSING)
 
-    async def test_none_and_empty_values_are_values(self, process):
+    async def test_none_and_empty_values_are_stored_and_hit(self, process):
         for key, value in (("none", None), ("list", []), ("zero", 0)):
             job = Job(lambda run, value=value: value)
             for state in (State.MISSING, State.FRESH):
@@ -112,7 +112,7 @@ class TestOneProcess:
                 assert (outcome.value, outcome.state) == (value, state)
             assert job.runs == 1
 
-    async def test_waiters_get_a_value_that_is_too_old_when_it_comes(self, process, clock):
+    async def test_waiting_readers_receive_value_that_expired_during_its_load(self, process, clock):
         job = Job(policy=Policy(5))
 
         async def sleep():
@@ -123,13 +123,13 @@ class TestOneProcess:
         assert [outcome.value for outcome in outcomes[1:]] == [1, 1, 1]
         assert outcomes[1].age == 10
 
-    async def test_limits_make_a_reader_wait_or_not(self, process):
+    async def test_no_cache_limit_makes_the_reader_wait_for_a_load(self, process):
         job = Job()
         await process.engine.fetch("k", job)
         outcome = await process.engine.fetch("k", job, Limits(no_cache=True))
         assert (outcome.value, outcome.state) == (2, State.MISSING)
 
-    async def test_an_engine_belongs_to_one_running_loop(self, clock):
+    async def test_open_engine_rejects_a_second_event_loop(self, clock):
         engine = Engine(MemoryStore(clock=clock), clock=clock)
         await engine.fetch("k", Job())
 
@@ -151,7 +151,7 @@ class TestOneProcess:
         await engine.aclose()
         await engine.aclose()
 
-    async def test_a_job_that_ends_without_a_value_is_an_error(self, process):
+    async def test_job_that_ends_without_a_value_raises_error(self, process):
         class Idle(Job):
             async def run(self, load):
                 pass
@@ -159,7 +159,7 @@ class TestOneProcess:
         with pytest.raises(SWRError, match="without a value"):
             await process.engine.fetch("k", Idle())
 
-    async def test_a_failure_after_landing_is_logged_and_changes_nothing(self, process, caplog):
+    async def test_failure_after_storing_is_logged_and_the_value_is_returned(self, process, caplog):
         class Late(Job):
             async def run(self, load):
                 await super().run(load)
@@ -171,7 +171,7 @@ class TestOneProcess:
 
 
 class TestFailures:
-    async def test_a_cold_readers_error_is_the_loaders_own(self, process):
+    async def test_each_reader_of_a_missing_key_receives_its_own_copy_of_the_error(self, process):
         error = ZeroDivisionError("x")
         job = Job(lambda run: error)
         results = await gather(let_go(job), *(process.engine.fetch("k", job) for _ in range(5)))
@@ -181,13 +181,13 @@ class TestFailures:
         assert error in results
         assert job.runs == 1
 
-    async def test_errors_are_cached_nowhere(self, process):
+    async def test_error_of_a_load_is_not_cached(self, process):
         job = Job(lambda run: ValueError("first") if run == 1 else run)
         with pytest.raises(ValueError, match="first"):
             await process.engine.fetch("k", job)
         assert (await process.engine.fetch("k", job)).value == 2
 
-    async def test_a_failed_refresh_evicts_nothing_and_is_not_tried_again_at_once(self, process, clock, caplog):
+    async def test_failed_refresh_keeps_the_stale_entry_and_backs_off(self, process, clock, caplog):
         job = Job(lambda run: run if run == 1 else ValueError("down"))
         await process.engine.fetch("k", job)
         clock.advance(61)
@@ -198,7 +198,7 @@ class TestFailures:
         assert job.runs == 2
         assert "down" in caplog.text
 
-    async def test_in_the_error_window_a_failure_falls_back_and_says_why(self, process, clock):
+    async def test_failure_within_stale_if_error_falls_back_and_returns_the_error(self, process, clock):
         error = ValueError("down")
         job = Job(lambda run: run if run == 1 else error)
         await process.engine.fetch("k", job)
@@ -209,7 +209,7 @@ class TestFailures:
             assert outcome.age == 660
         assert job.runs == 2
 
-    async def test_after_the_pause_it_is_tried_again(self, process, clock, monkeypatch):
+    async def test_load_is_tried_again_after_backoff(self, process, clock, monkeypatch):
         job = Job(lambda run: run if run != 2 else ValueError("down"))
         await process.engine.fetch("k", job)
         clock.advance(660)
@@ -218,7 +218,7 @@ class TestFailures:
         clock.advance(2)
         assert (await process.engine.fetch("k", job)).value == 3
 
-    async def test_past_every_deadline_a_failure_is_the_loaders_own_and_pauses_nothing(self, process, clock):
+    async def test_failure_after_all_deadlines_reaches_the_reader_without_backoff(self, process, clock):
         job = Job(lambda run: run if run == 1 else ValueError(str(run)))
         await process.engine.fetch("k", job)
         clock.advance(3660)
@@ -226,7 +226,7 @@ class TestFailures:
             with pytest.raises(ValueError, match=str(run)):
                 await process.engine.fetch("k", job)
 
-    async def test_the_pause_is_the_fleets(self, two, clock, caplog):
+    async def test_backoff_after_a_failure_holds_for_all_processes(self, two, clock, caplog):
         one, other = two
         job = Job(lambda run: run if run == 1 else ValueError("down"))
         await one.engine.fetch("k", job)
@@ -239,7 +239,7 @@ class TestFailures:
         assert "in another process" in str(outcome.error)
         assert job.runs == 2
 
-    async def test_pauses_double_to_a_minute(self, process, clock):
+    async def test_backoff_grows_from_one_second_to_sixty(self, process, clock):
         job = Job(lambda run: run if run == 1 else ValueError("down"), Policy(1, 0, "1d"))
         await process.engine.fetch("k", job)
         pauses, release = [], process.link.release
@@ -265,7 +265,7 @@ class TestFailures:
         assert pauses[-1] == 60
 
 
-def test_code_that_waits_twice_for_one_load_waits_until_both_waits_are_over():
+def test_wait_for_a_flight_is_recorded_until_both_nested_waits_end():
     outer, inner = (Flight(None, key, Job(), None, 0) for key in ("outer", "inner"))
     with loading(outer):
         with waiting_for((inner,)):
@@ -276,7 +276,7 @@ def test_code_that_waits_twice_for_one_load_waits_until_both_waits_are_over():
 
 
 class TestFleet:
-    async def test_one_load_cold(self, clock):
+    async def test_readers_in_eight_processes_share_one_load_of_a_missing_key(self, clock):
         async with fleet(8, clock) as processes:
             job = Job()
             readers = (process.engine.fetch("k", job) for process in processes for _ in range(50))
@@ -285,7 +285,7 @@ class TestFleet:
             assert {(outcome.value, outcome.state) for outcome in outcomes[1:]} == {(1, State.MISSING)}
 
     @pytest.mark.uncounted
-    async def test_one_load_stale_again_and_again(self, clock):
+    async def test_eight_processes_refresh_a_stale_key_once_each_time(self, clock):
         async with fleet(8, clock) as processes:
             job = Job()
             await gather(*(process.engine.fetch("k", job) for process in processes))
@@ -301,7 +301,7 @@ class TestFleet:
                 assert {(outcome.value, outcome.state) for outcome in outcomes} == {(round_, State.FRESH)}
                 assert job.runs == round_
 
-    async def test_a_cold_loser_takes_over_when_the_winner_fails(self, two):
+    async def test_process_waiting_for_the_lease_loads_when_the_holder_fails(self, two):
         one, other = two
         failing, job = Job(lambda run: ValueError("mine")), Job()
         failing.gate = anyio.Event()
@@ -314,7 +314,7 @@ class TestFleet:
         assert isinstance(first, ValueError)
         assert (outcome.value, outcome.state) == (1, State.MISSING)
 
-    async def test_a_cold_loser_takes_what_came_though_it_is_too_old(self, two, clock):
+    async def test_process_waiting_for_the_lease_takes_value_that_expired_meanwhile(self, two, clock):
         one, other = two
         job = Job(policy=Policy(1))
         job.gate = anyio.Event()
@@ -328,7 +328,7 @@ class TestFleet:
         outcomes = await gather(one.engine.fetch("k", job), other.engine.fetch("k", job), late())
         assert [outcome.value for outcome in outcomes[:2]] == [1, 1]
 
-    async def test_a_denied_refresh_is_not_asked_for_again_until_news_comes(self, two, clock):
+    async def test_refused_refresh_is_not_requested_again_before_a_notification(self, two, clock):
         one, other = two
         job = Job()
         await one.engine.fetch("k", job)
@@ -349,7 +349,7 @@ class TestFleet:
         assert (await other.engine.fetch("k", job)).value == 2
         assert job.runs == 2
 
-    async def test_a_reader_who_joins_a_refresh_that_was_denied_starts_another(self, two, clock):
+    async def test_reader_who_joins_a_refused_refresh_receives_the_value_of_the_holder(self, two, clock):
         one, other = two
         job = Job(policy=Policy(60, 10))
         await one.engine.fetch("k", job)
@@ -374,7 +374,7 @@ class TestFleet:
         assert (outcome.value, outcome.state) == (2, State.MISSING)
         assert job.runs == 2
 
-    async def test_what_one_refreshed_is_read_by_the_others_at_once(self, two):
+    async def test_value_refreshed_by_one_process_is_read_by_others_at_once(self, two):
         one, other = two
         job = Job()
         await one.engine.fetch("k", job)
@@ -383,7 +383,7 @@ class TestFleet:
         outcome = await other.engine.fetch("k", job)
         assert (outcome.value, outcome.state) == (2, State.FRESH)
 
-    async def test_an_l1_copy_keeps_its_first_timestamps(self, two, clock):
+    async def test_entry_in_l1_keeps_its_original_creation_time(self, two, clock):
         one, other = two
         job = Job()
         await one.engine.fetch("k", job)
@@ -394,14 +394,14 @@ class TestFleet:
 
 
 class TestRefresh:
-    async def test_it_loads_though_the_entry_is_fresh(self, process):
+    async def test_refresh_loads_although_the_entry_is_fresh(self, process):
         job = Job()
         await process.engine.fetch("k", job)
         outcome = await process.engine.refresh("k", job)
         assert (outcome.value, outcome.state) == (2, State.MISSING)
         assert (await process.engine.fetch("k", job)).value == 2
 
-    async def test_it_joins_no_load_that_began_before_it(self, process):
+    async def test_refresh_does_not_join_a_load_that_began_earlier(self, process):
         job = Job()
         job.gate = anyio.Event()
 
@@ -412,7 +412,7 @@ class TestRefresh:
         first, second, _ = await gather(process.engine.fetch("k", job), refresh(), open_gate(job))
         assert (first.value, second.value) == (1, 2)
 
-    async def test_many_at_once_are_two_loads_at_most(self, clock):
+    async def test_forty_refreshes_at_once_cause_two_loads(self, clock):
         async with fleet(4, clock) as processes:
             job = Job()
             job.gate = anyio.Event()
@@ -421,14 +421,14 @@ class TestRefresh:
             assert job.runs == 2
             assert {outcome.value for outcome in outcomes[:-1]} == {1, 2}
 
-    async def test_its_error_reaches_the_caller_and_what_is_stored_stays(self, process):
+    async def test_failed_refresh_raises_its_error_and_keeps_the_entry(self, process):
         job = Job(lambda run: run if run == 1 else ValueError("down"))
         await process.engine.fetch("k", job)
         with pytest.raises(ValueError, match="down"):
             await process.engine.refresh("k", job)
         assert (await process.engine.fetch("k", job)).value == 1
 
-    async def test_it_does_not_keep_off_after_failures(self, process, clock):
+    async def test_refresh_ignores_backoff_after_a_failure(self, process, clock):
         job = Job(lambda run: run if run != 2 else ValueError("down"))
         await process.engine.fetch("k", job)
         clock.advance(61)
@@ -439,7 +439,7 @@ class TestRefresh:
 
 class TestInvalidation:
     @pytest.mark.parametrize("by", ["tag", "everything", "another process"])
-    async def test_a_reader_after_an_invalidation_does_not_wait_for_the_load_before_it(self, two, by):
+    async def test_reader_after_an_invalidation_does_not_wait_for_an_earlier_load(self, two, by):
         process, other = two
         old, new = Job(policy=POLICY.tagged(("t",))), Job(lambda run: "new", POLICY.tagged(("t",)))
         old.gate = anyio.Event()
@@ -465,7 +465,7 @@ class TestInvalidation:
         assert [outcome.value for outcome in outcomes] == ["new"]
         assert (old.runs, new.runs) == (1, 1)
 
-    async def test_an_invalidation_of_another_tag_leaves_a_load_alone(self, process):
+    async def test_invalidation_of_another_tag_lets_readers_join_the_running_load(self, process):
         job = Job(policy=POLICY.tagged(("t",)))
         job.gate = anyio.Event()
 
@@ -482,7 +482,7 @@ class TestInvalidation:
 
     @pytest.mark.parametrize("how", ["key", "tag", "all"])
     @pytest.mark.parametrize("where", ["here", "elsewhere"])
-    async def test_it_beats_what_is_stored_and_what_is_loading(self, two, how, where):
+    async def test_invalidation_outdates_stored_entries_and_running_loads(self, two, how, where):
         one, other = two
         caller = one if where == "here" else other
 
@@ -515,7 +515,7 @@ class TestInvalidation:
         assert (await other.engine.fetch("k", job)).value == "new"
         assert (await one.engine.fetch("k", job)).state is State.FRESH
 
-    async def test_a_load_that_is_overtaken_again_and_again_is_answered_but_not_stored(self, process):
+    async def test_load_invalidated_three_times_is_returned_but_not_stored(self, process):
         job = Job()
 
         async def invalidate():
@@ -528,7 +528,7 @@ class TestInvalidation:
         outcome = await process.engine.refresh("k", job)
         assert (outcome.value, job.runs) == (6, 6)
 
-    async def test_a_fallback_that_was_invalidated_meanwhile_is_no_fallback(self, process, clock):
+    async def test_failed_load_does_not_fall_back_to_an_entry_invalidated_meanwhile(self, process, clock):
         job = Job(lambda run: run if run == 1 else ValueError("down"), Policy(60, 0, 3600, tags=("t",)))
         await process.engine.fetch("k", job)
         for invalidate in (process.engine.invalidate("k"), process.engine.invalidate_tag("t")):
@@ -547,7 +547,7 @@ class TestInvalidation:
             assert isinstance(error, ValueError)
             job.gate = None
 
-    async def test_the_version_of_another_tag_disturbs_no_flight(self, process):
+    async def test_invalidation_of_unrelated_tag_causes_no_second_lease_request(self, process):
         job = Job(policy=Policy(60, tags=("t",)))
         job.gate = anyio.Event()
 
@@ -561,7 +561,7 @@ class TestInvalidation:
         assert (first.value, second.value, job.runs) == (1, 1, 1)
         assert process.link.calls.count("acquire") == 1
 
-    async def test_news_from_elsewhere_drops_the_copy_here(self, two):
+    async def test_invalidation_by_another_process_drops_the_entry_from_l1(self, two):
         one, other = two
         job = Job()
         await one.engine.fetch("k", job)
@@ -572,7 +572,7 @@ class TestInvalidation:
 
 
 class TestCancellation:
-    async def test_a_cancelled_reader_cancels_nobody_else(self, process):
+    async def test_cancelled_reader_does_not_cancel_the_load_for_others(self, process):
         job = Job()
         job.gate = anyio.Event()
         outcomes = []
@@ -594,7 +594,7 @@ class TestCancellation:
             job.gate.set()
         assert (outcomes[0].value, job.runs) == (1, 1)
 
-    async def test_what_the_only_reader_left_behind_is_stored(self, process):
+    async def test_load_left_by_its_only_reader_is_stored(self, process):
         job = Job()
         job.gate = anyio.Event()
         async with anyio.create_task_group() as group:
@@ -605,7 +605,7 @@ class TestCancellation:
         await settle()
         assert (await process.engine.fetch("k", job)).state is State.FRESH
 
-    async def test_closing_waits_for_loads_that_end_in_time(self, clock):
+    async def test_close_waits_for_loads_that_end_in_time(self, clock):
         async with fleet(1, clock) as (process,):
             job = Job()
             job.gate = anyio.Event()
@@ -622,8 +622,8 @@ class TestCancellation:
                 job.gate.set()
             assert results[0].value == 1
 
-    async def test_closing_says_which_loads_it_cancels(self, process, caplog):
-        """In one line, for whoever asks why a deploy takes so long."""
+    async def test_close_logs_the_loads_that_it_cancels_in_one_line(self, process, caplog):
+        """The line explains to an operator why a deploy takes long."""
         process.engine._tasks._drain_for = 0.01
         for number, ended in ((12, False), (0, True)):
             caplog.clear()
@@ -641,7 +641,7 @@ class TestCancellation:
                 assert line.startswith("closing cancels 12 loads that have not ended within drain_for=2 s: 'k0', 'k1'")
                 assert line.endswith("'k9', ...")
 
-    async def test_closing_cancels_the_rest_and_gives_back_their_leases(self, clock):
+    async def test_close_cancels_late_loads_and_releases_their_leases(self, clock):
         shared = MemoryStore(clock=clock)
         one, other = Process(shared, clock), Process(shared, clock)
         one.engine._tasks._drain_for = 0.01
@@ -660,7 +660,7 @@ class TestCancellation:
         assert (await other.engine.fetch("k", Job())).value == 1
         await other.engine.aclose()
 
-    async def test_closing_gives_back_a_lease_whose_grant_is_on_its_way(self, clock):
+    async def test_close_releases_a_lease_whose_grant_has_not_arrived_yet(self, clock):
         shared = MemoryStore(clock=clock)
         one, other = Process(shared, clock), Process(shared, clock)
         one.engine._tasks._drain_for = 0.01
@@ -678,22 +678,22 @@ class TestCancellation:
         assert (await other.engine.fetch("k", Job())).value == 1
         await other.engine.aclose()
 
-    async def test_it_opens_again_after_closing(self, clock):
+    async def test_engine_opens_again_after_close(self, clock):
         engine = Engine(MemoryStore(clock=clock), clock=clock)
         for value in (1, 1):
             assert (await engine.fetch("k", Job())).value == value
             await engine.aclose()
 
 
-class TestTheStoreAway:
-    async def test_readers_without_a_copy_are_loaded_for_once_in_this_process(self, process):
+class TestUnreachableStore:
+    async def test_readers_in_one_process_share_a_load_while_the_store_is_unreachable(self, process):
         process.link.is_down = True
         job = Job()
         outcomes = await gather(let_go(job), *(process.engine.fetch("k", job) for _ in range(100)))
         assert {outcome.value for outcome in outcomes[1:]} == {1}
         assert job.runs == 1
 
-    async def test_what_is_loaded_meanwhile_is_served_until_the_store_is_back_and_then_dropped(self, process):
+    async def test_value_loaded_during_an_outage_is_dropped_when_the_store_is_reachable(self, process):
         job = Job()
         await process.engine.fetch("other", job)
         process.link.set_down(True)
@@ -702,10 +702,10 @@ class TestTheStoreAway:
         process.link.set_down(False)
         assert (await process.engine.fetch("k", job)).value == 3
 
-    @pytest.mark.parametrize(("codec", "is_given"), [(ANY, "theirs"), (Codec(str), "ours")], ids=["type", "other type"])
-    async def test_what_is_loaded_without_a_lease_gives_way_to_what_another_stores_meanwhile(
-        self, two, codec, is_given
-    ):
+    @pytest.mark.parametrize(
+        ("codec", "is_given"), [(ANY, "theirs"), (Codec(str), "ours")], ids=["same type", "other type"]
+    )
+    async def test_load_without_lease_yields_to_a_value_of_its_type_stored_meanwhile(self, two, codec, is_given):
         one, other = two
         ours, theirs, given = Job(lambda run: "ours"), Job(lambda run: "theirs"), []
         ours.gate, theirs.codec = anyio.Event(), codec
@@ -726,7 +726,7 @@ class TestTheStoreAway:
         assert given == [is_given]
         assert (await other.engine.fetch("k", ours)).value == is_given
 
-    async def test_what_was_here_is_served_within_its_deadlines(self, process, clock):
+    async def test_entry_in_l1_is_served_within_its_deadlines_during_an_outage(self, process, clock):
         job = Job()
         await process.engine.fetch("k", job)
         process.link.set_down(True)
@@ -736,7 +736,7 @@ class TestTheStoreAway:
         await settle()
         assert (await process.engine.fetch("k", job)).value == 2
 
-    async def test_a_loader_that_fails_meanwhile_is_not_asked_again_at_once(self, process, clock):
+    async def test_failing_loader_backs_off_during_an_outage(self, process, clock):
         job = Job(lambda run: run if run == 1 else ValueError("down"))
         await process.engine.fetch("k", job)
         process.link.set_down(True)
@@ -745,7 +745,7 @@ class TestTheStoreAway:
             assert (await process.engine.fetch("k", job)).value == 1
         assert job.runs == 2
 
-    async def test_after_a_gap_an_entry_is_checked_before_it_is_served(self, two, clock):
+    async def test_entry_in_l1_is_rechecked_after_an_outage_before_it_is_served(self, two, clock):
         one, other = two
         job = Job()
         await one.engine.fetch("k", job)
@@ -758,7 +758,7 @@ class TestTheStoreAway:
             one.link.set_down(False)
             assert (await one.engine.fetch("k", job)).value == latest
 
-    async def test_invalidations_made_meanwhile_count_here_at_once_and_everywhere_afterwards(self, two):
+    async def test_invalidation_during_an_outage_holds_here_at_once_and_elsewhere_after_it(self, two):
         one, other = two
         plain, tagged = Job(), Job(policy=Policy(60, 600, tags=("t",)))
         for process in two:
@@ -783,7 +783,7 @@ class TestTheStoreAway:
         assert (await other.engine.fetch("k", plain)).value > 1
         assert (await other.engine.fetch("tagged", tagged)).value > 1
 
-    async def test_clear_made_meanwhile_counts_too(self, two):
+    async def test_clear_during_an_outage_holds_here_at_once_and_elsewhere_after_it(self, two):
         one, other = two
         job = Job()
         await one.engine.fetch("k", job)
@@ -795,7 +795,7 @@ class TestTheStoreAway:
         await settle()
         assert (await other.engine.fetch("k", job)).value == 3
 
-    async def test_too_many_debts_become_one_to_clear(self, two, monkeypatch):
+    async def test_too_many_pending_invalidations_are_replayed_as_one_clear(self, two, monkeypatch):
         monkeypatch.setattr("swr.stores.pending._MOST", 3)
         one, other = two
         job = Job()
@@ -812,7 +812,7 @@ class TestTheStoreAway:
             await other.engine.fetch(key, job)
         assert job.runs == runs + 6
 
-    async def test_a_load_that_an_invalidation_overtook_is_not_kept(self, process):
+    async def test_load_invalidated_during_an_outage_is_not_kept_in_l1(self, process):
         await process.engine.ready()
         process.link.set_down(True)
         for invalidate in (lambda: process.engine.invalidate("k"), lambda: process.engine.invalidate_tag("t")):
@@ -821,8 +821,8 @@ class TestTheStoreAway:
             assert (await process.engine.fetch("k", job)).value == 3
             assert process.store.peek("k") is None
 
-    async def test_a_load_without_a_lease_that_a_refresh_has_replaced_is_not_kept(self, process):
-        """An invalidation after the refresh knows of no flight that it would have to doom."""
+    async def test_load_without_lease_is_not_kept_after_a_refresh_and_an_invalidation(self, process):
+        """The invalidation cannot mark the flight as superseded, because the refresh has replaced it."""
         await process.engine.ready()
         process.link.set_down(True)
         slow, quick = Job(lambda run: "old" if run == 1 else "new"), Job(lambda run: "new")
@@ -838,7 +838,7 @@ class TestTheStoreAway:
         assert outcome.value == "new"
         assert (await process.engine.fetch("k", quick)).value == "new"
 
-    async def test_an_older_load_without_a_lease_does_not_replace_a_newer_one(self, process, clock):
+    async def test_older_load_without_lease_does_not_replace_a_newer_one(self, process, clock):
         await process.engine.ready()
         process.link.set_down(True)
         slow, quick = Job(lambda run: "old" if run == 1 else "new"), Job(lambda run: "new")
@@ -854,7 +854,7 @@ class TestTheStoreAway:
         assert (await process.engine.fetch("k", slow)).value == "new"
 
     @pytest.mark.parametrize("operation", ["read", "acquire", "commit", "release", "renew"])
-    async def test_a_lost_reply_hurts_nobody_and_leaves_no_lease_behind(self, two, operation, caplog):
+    async def test_lost_reply_neither_fails_the_read_nor_leaves_a_lease(self, two, operation, caplog):
         one, other = two
         caplog.set_level(logging.CRITICAL, "swr")
         await one.engine.ready()
@@ -871,7 +871,7 @@ class TestTheStoreAway:
         with anyio.fail_after(60):
             await other.engine.fetch("k", job)
 
-    async def test_a_store_that_refuses_one_command_is_asked_the_next(self, process):
+    async def test_read_returns_its_value_if_the_store_fails_at_commit(self, process):
         calls = []
 
         async def refuse():
@@ -885,7 +885,7 @@ class TestTheStoreAway:
 
 
 class TestLeases:
-    async def test_a_long_load_keeps_its_lease(self, two, clock):
+    async def test_long_load_keeps_its_lease_by_renewal(self, two, clock):
         one, other = two
         one.engine.runtime.lease_for = other.engine.runtime.lease_for = 0.06
         job = Job()
@@ -906,8 +906,8 @@ class TestLeases:
         assert (first.value, second.value, job.runs) == (1, 1, 1)
 
     @pytest.mark.parametrize("ends", ["committed", "failed"])
-    async def test_news_that_overtakes_a_refusal_keeps_nobody_off(self, two, clock, ends):
-        """The lease is given back while the answer that it is held is on its way to a background refresh."""
+    async def test_notification_before_a_lease_refusal_shortens_its_backoff(self, two, clock, ends):
+        """The holder releases the lease while the refusal is on its way to a background refresh."""
         one, other = two
         job, arrives = Job(), anyio.Event()
         for process in two:
@@ -934,7 +934,7 @@ class TestLeases:
         if ends == "committed":
             assert (await other.engine.fetch("k", job)).value == 2
 
-    async def test_a_holder_that_was_silent_too_long_overwrites_nothing(self, two, clock):
+    async def test_commit_is_rejected_after_the_lease_has_expired(self, two, clock):
         one, other = two
         paused, job = Job(lambda run: "old"), Job(lambda run: "new")
         paused.gate = anyio.Event()
@@ -959,7 +959,7 @@ class TestLeases:
         assert (await one.engine.fetch("k", job)).value == "new"
         assert (await other.engine.fetch("k", job)).value == "new"
 
-    async def test_renewal_survives_an_unreachable_store_and_ends_with_the_lease(self, process, clock):
+    async def test_load_is_repeated_after_failed_renewals_and_an_invalidation(self, process, clock):
         process.engine.runtime.lease_for = 0.03
         job = Job()
         job.gate = anyio.Event()
@@ -993,10 +993,10 @@ async def test_flaky_store_hides_messages_while_unreachable(clock):
 
 
 class TestRaces:
-    """Interleavings that take a stage manager: each holds one operation and lets something happen meanwhile."""
+    """Each test holds one operation and lets something happen meanwhile."""
 
-    async def test_a_commit_whose_reply_is_lost_replaces_no_later_one_that_was_served(self, two):
-        """Kept as if the store had refused it, it would take this process's readers back to an older value."""
+    async def test_commit_whose_reply_is_lost_does_not_replace_a_later_served_value(self, two):
+        """If the process kept its own value, its readers would return to an older value."""
         one, other = two
         served = []
 
@@ -1011,8 +1011,8 @@ class TestRaces:
         assert served == ["later"]
         assert (await one.engine.fetch("k", Job(lambda run: "loaded again"))).value == "later"
 
-    async def test_an_answer_that_was_on_its_way_is_compared_with_the_news(self, two):
-        """A GET that was sent before an invalidation does not fill the local cache with what it answers."""
+    async def test_entry_read_before_an_invalidation_is_not_served(self, two):
+        """The reply to a GET sent before an invalidation does not fill the local cache."""
         one, other = two
         job = Job()
         await other.engine.fetch("k", job)
@@ -1025,7 +1025,7 @@ class TestRaces:
         assert (await one.engine.fetch("k", job)).value == 2
         assert (await one.engine.fetch("k", job)).state is State.FRESH
 
-    async def test_a_found_entry_that_was_on_its_way_is_compared_too(self, two):
+    async def test_entry_found_by_a_lease_request_before_an_invalidation_is_not_served(self, two):
         one, other = two
         job = Job()
         await one.engine.ready()
@@ -1042,7 +1042,7 @@ class TestRaces:
         one.link.after["acquire"] = invalidate
         assert (await one.engine.fetch("k", job)).value == 2
 
-    async def test_a_commit_that_was_overtaken_on_its_way_back_is_not_kept(self, two):
+    async def test_load_is_repeated_if_an_invalidation_arrives_before_the_commit_reply(self, two):
         one, other = two
         job = Job()
 
@@ -1053,7 +1053,7 @@ class TestRaces:
         one.link.after["commit"] = invalidate
         assert (await one.engine.fetch("k", job)).value == 2
 
-    async def test_a_commit_that_lands_while_a_read_is_on_its_way_is_what_the_reader_gets(self, process):
+    async def test_reader_receives_value_committed_while_its_read_was_under_way(self, process):
         job = Job()
         await process.engine.ready()
 
@@ -1065,8 +1065,8 @@ class TestRaces:
         outcome = await process.engine.fetch("k", job)
         assert (outcome.value, outcome.state, job.runs) == (1, State.FRESH, 1)
 
-    async def test_an_entry_that_somebody_loaded_long_ago_is_no_second_look(self, two, clock):
-        """What is in the store and is too old already is a reason to load, not to stop."""
+    async def test_stale_entry_found_by_a_lease_request_is_loaded_again(self, two, clock):
+        """An entry that is already stale is a reason to load."""
         one, other = two
         job = Job(policy=Policy(5, 600))
         await one.engine.ready()
@@ -1080,7 +1080,7 @@ class TestRaces:
         outcome = await one.engine.fetch("k", job)
         assert (outcome.value, outcome.state) == (2, State.MISSING)
 
-    async def test_an_invalidation_that_the_store_has_not_heard_of_fences_the_load_all_the_same(self, process):
+    async def test_pending_invalidation_of_a_key_fences_a_running_load(self, process):
         job = Job()
 
         async def in_vain():
@@ -1093,7 +1093,7 @@ class TestRaces:
         assert (await process.engine.fetch("k", job)).value == 2
         assert process.store._pending._keys == {}
 
-    async def test_a_tag_that_the_store_has_not_heard_of_fences_the_commit(self, process):
+    async def test_pending_invalidation_of_a_tag_fences_the_commit(self, process):
         job = Job(policy=Policy(60, tags=("t", "u")))
         await process.engine.fetch("untagged", Job(policy=Policy(60)))
 
@@ -1107,7 +1107,7 @@ class TestRaces:
         await process.engine.invalidate_tag("u")
         assert (await process.engine.fetch("untagged", job)).state is State.FRESH
 
-    async def test_a_debt_made_anew_while_it_is_paid_is_still_owed(self, process):
+    async def test_invalidation_repeated_during_its_replay_is_replayed_again(self, process):
         await process.engine.ready()
         await settle()
         process.link.set_down(True)
@@ -1129,7 +1129,7 @@ class TestRaces:
         assert told == [1, 1]
         assert not process.store._pending._keys
 
-    async def test_a_debt_that_cannot_be_paid_at_once_is_paid_later(self, process, monkeypatch):
+    async def test_failed_replay_of_an_invalidation_is_tried_again(self, process, monkeypatch):
         monkeypatch.setattr("swr.stores.invalidations._AGAIN_AFTER", 1.0)
         await process.engine.ready()
         await settle()
@@ -1146,7 +1146,7 @@ class TestRaces:
         await until(lambda: not process.store._pending._keys)
         assert process.link.calls.count("invalidate") == 5
 
-    async def test_leases_that_cannot_be_given_back_are_remembered_up_to_a_number(self, process, monkeypatch):
+    async def test_number_of_remembered_unreleased_leases_is_bounded(self, process, monkeypatch):
         monkeypatch.setattr("swr.stores.pending._MOST", 2)
         await process.engine.ready()
         process.link.is_down = True
@@ -1154,7 +1154,7 @@ class TestRaces:
             await process.engine.fetch(str(number), Job())
         assert len(process.store._pending._releases) == 2
 
-    async def test_a_reader_whose_fallback_ended_while_all_keep_off_gets_the_loaders_own_answer(self, process, clock):
+    async def test_reader_loads_in_spite_of_backoff_after_its_fallback_has_expired(self, process, clock):
         job = Job(lambda run: run if run != 2 else ValueError("down"))
         await process.engine.fetch("k", job)
         clock.advance(660)
@@ -1162,7 +1162,7 @@ class TestRaces:
         clock.advance(3600)
         assert (await process.engine.fetch("k", job)).value == 3
 
-    async def test_a_reader_whose_fallback_was_invalidated_while_all_keep_off_gets_a_load(self, two, clock):
+    async def test_reader_loads_in_spite_of_backoff_after_its_fallback_is_invalidated(self, two, clock):
         one, other = two
         await one.engine.fetch("k", Job())
         clock.advance(700)
@@ -1176,7 +1176,7 @@ class TestRaces:
         outcome = await one.engine.fetch("k", Job(lambda run: "new"))
         assert (outcome.value, outcome.state) == ("new", State.MISSING)
 
-    async def test_what_a_reader_found_stands_in_though_the_load_it_joined_began_without_it(self, two, clock):
+    async def test_reader_who_joins_a_failing_refresh_falls_back_to_the_entry_it_found(self, two, clock):
         one, other = two
         await one.engine.fetch("k", Job())
         clock.advance(700)
@@ -1192,7 +1192,7 @@ class TestRaces:
         assert isinstance(error, ValueError)
         assert (outcome.value, outcome.state, repr(outcome.error)) == (1, State.STALE, repr(error))
 
-    async def test_news_that_is_older_than_a_load_still_ends_what_stands_in_for_it(self, two, clock):
+    async def test_late_notification_of_an_invalidation_ends_the_fallback_of_a_newer_load(self, two, clock):
         one, other = two
         await one.engine.fetch("k", Job())
         clock.advance(61)
@@ -1213,7 +1213,7 @@ class TestRaces:
         assert job.runs == 1
         assert isinstance(error, ValueError)
 
-    async def test_news_ends_what_stands_in_for_a_load_that_a_refresh_has_overtaken_too(self, two, clock):
+    async def test_load_superseded_by_a_refresh_does_not_fall_back_to_an_invalidated_entry(self, two, clock):
         one, other = two
         await one.engine.fetch("k", Job())
         clock.advance(700)
@@ -1235,7 +1235,7 @@ class TestRaces:
         assert (outcome.value, outcome.state) == ("new", State.STALE)
         assert isinstance(outcome.error, ValueError)
 
-    async def test_closing_while_a_load_without_a_lease_runs(self, clock):
+    async def test_close_ends_a_load_without_lease_with_an_error(self, clock):
         shared = MemoryStore(clock=clock)
         process = Process(shared, clock)
         process.engine._tasks._drain_for = 0.01
@@ -1253,7 +1253,7 @@ class TestRaces:
             await job.begun.wait()
             await process.engine.aclose()
 
-    async def test_a_load_without_a_limit_of_its_own_is_given_up_after_ten_lives_of_its_lease(self, process):
+    async def test_load_without_its_own_limit_is_given_up_after_ten_lease_periods(self, process):
         process.engine.runtime.lease_for = 0.03
         job = Job()
         job.gate = anyio.Event()
@@ -1261,7 +1261,7 @@ class TestRaces:
             await process.engine.fetch("k", job)
         assert process.link.calls.count("renew") == 29
 
-    async def test_a_load_that_may_run_as_long_as_it_likes_is_stored_after_twenty_lives_of_its_lease(self, two):
+    async def test_load_without_any_limit_is_stored_after_twenty_lease_periods(self, two):
         one, other = two
 
         class Patient(Job):
@@ -1288,7 +1288,7 @@ class TestRaces:
         assert [outcome.value for outcome in results[:2]] == [1, 1]
         assert job.runs == 1
 
-    async def test_a_load_that_has_lost_its_lease_is_given_up_all_the_same(self, process):
+    async def test_load_whose_lease_is_lost_is_given_up_at_its_limit(self, process):
         process.engine.runtime.lease_for = 0.03
         job = Job()
         job.gate = anyio.Event()
@@ -1300,7 +1300,7 @@ class TestRaces:
         errors = await gather(process.engine.fetch("k", job), lose())
         assert isinstance(errors[0], LoadTimeout)
 
-    async def test_a_loader_that_failed_in_time_is_not_given_up_while_its_lease_is_given_back(self, process):
+    async def test_failed_load_is_not_given_up_while_its_lease_is_released(self, process):
         failed = []
         process.engine.events.subscribe(failed.append, (LoadFailed,))
 
@@ -1322,8 +1322,8 @@ class TestRaces:
                 break
         assert [type(event.error) for event in failed] == [ValueError]
 
-    async def test_whoever_asks_in_the_last_steps_of_closing_opens_again(self, process):
-        """What began there would be nobody's to wait for. Whoever closes, too, waits until it is over."""
+    async def test_read_during_the_last_steps_of_close_opens_the_engine_again(self, process):
+        """The read waits for the end of the close, and so does a second close."""
         settling, gate, ended = anyio.Event(), anyio.Event(), []
 
         async def settle_slowly():
@@ -1350,7 +1350,7 @@ class TestRaces:
         assert sorted(map(str, ended)) == ["1", "one", "other"]
         await process.engine.aclose()
 
-    async def test_a_job_that_goes_on_after_its_value_has_lost_no_lease(self, process):
+    async def test_job_that_runs_on_after_storing_reports_no_rejected_renewal(self, process):
         process.engine.runtime.lease_for = 0.03
         gone, ended, is_stored = [], anyio.Event(), anyio.Event()
         process.engine.events.subscribe(gone.append, (RenewalRejected,))
@@ -1372,9 +1372,30 @@ class TestRaces:
             await ended.wait()
         assert not gone
 
+    async def test_load_goes_on_while_renewals_find_the_store_unreachable(self, process, caplog):
+        process.engine.runtime.lease_for = 0.03
+        gone = []
+        process.engine.events.subscribe(gone.append, (RenewalRejected,))
+
+        async def fail():
+            raise StoreUnavailable("away")
+
+        process.link.before["renew"] = fail
+
+        class Long(Job):
+            async def run(self, load):
+                while process.link.calls.count("renew") < 3:
+                    await anyio.sleep(0.005)
+                await super().run(load)
+
+        with anyio.fail_after(60):
+            assert (await process.engine.fetch("k", Long())).value == 1
+        assert not gone
+        assert "a background task failed" not in caplog.text
+
 
 class TestOddLoaders:
-    async def test_one_that_swallows_its_cancellation_keeps_closing_no_longer_than_a_moment(
+    async def test_close_gives_up_a_loader_that_ignores_cancellation(
         self, two, anyio_backend_name, monkeypatch, caplog
     ):
         if anyio_backend_name == "trio":
@@ -1411,8 +1432,8 @@ class TestOddLoaders:
         is_over.set()
         await settle()
 
-    async def test_one_that_asks_for_its_own_key_is_told_so(self, process):
-        """It would wait for itself; and so would everybody else."""
+    async def test_loader_that_waits_for_its_own_key_raises_configuration_error(self, process):
+        """The load would wait for itself, and all readers with it."""
         engine = process.engine
 
         class Asks(Job):
@@ -1434,7 +1455,7 @@ class TestOddLoaders:
         with anyio.fail_after(60), pytest.raises(ConfigurationError, match="would wait forever"):
             await engine.fetch("r", Refreshes())
 
-    async def test_one_that_asks_for_another_key_or_another_cache_is_answered(self, process):
+    async def test_loader_can_read_another_key_and_another_cache(self, process):
 
         class Asks(Job):
             async def run(self, load):
@@ -1444,7 +1465,7 @@ class TestOddLoaders:
 
         assert (await process.engine.fetch("k", Asks())).value == (1, 1)
 
-    async def test_what_it_started_may_ask_for_the_key_once_the_load_is_over(self, process):
+    async def test_task_started_by_a_loader_can_read_its_key_after_the_load(self, process):
         results = []
 
         class Starts(Job):
@@ -1461,7 +1482,7 @@ class TestOddLoaders:
         assert results[0].state is State.FRESH
 
 
-async def test_a_loader_that_was_cancelled_from_within_fails_alone():
+async def test_loader_cancelled_from_within_fails_without_affecting_other_loads():
     """asyncio lets anything raise CancelledError; it must not take the cache down with it."""
     import asyncio
 
@@ -1495,7 +1516,7 @@ async def test_a_loader_that_was_cancelled_from_within_fails_alone():
 
 
 @pytest.mark.parametrize("error", [SystemExit(3), KeyboardInterrupt(), BaseException("own")])
-async def test_what_is_no_exception_reaches_the_caller_and_no_other_load(process, error):
+async def test_base_exception_reaches_its_caller_and_no_other_load(process, error):
     slow = Job()
 
     class Raises(Job):
@@ -1516,8 +1537,8 @@ async def test_what_is_no_exception_reaches_the_caller_and_no_other_load(process
     assert (await process.engine.fetch("after", Job())).value == 1
 
 
-async def test_a_fallback_that_a_tag_outdated_is_none_for_the_next_flight_either(process, clock):
-    """A flight that was overtaken must not hand what it knew to the one that comes after it."""
+async def test_flight_after_a_superseded_one_does_not_fall_back_to_an_outdated_entry(process, clock):
+    """A superseded flight must not pass its fallback to the next flight."""
     job = Job(lambda run: run if run <= 2 else ValueError("down"), Policy(60, 0, 3600, tags=("t",)))
     await process.engine.fetch("k", job)
     clock.advance(61)
@@ -1530,13 +1551,13 @@ async def test_a_fallback_that_a_tag_outdated_is_none_for_the_next_flight_either
         await process.engine.fetch("k", job)
 
 
-async def test_closing_twice_at_once(clock):
+async def test_two_closes_at_once_both_succeed(clock):
     async with fleet(1, clock) as (process,):
         await process.engine.fetch("k", Job())
         assert await gather(process.engine.aclose(), process.engine.aclose()) == [None, None]
 
 
-def test_a_loop_that_ended_without_a_word_leaves_nothing_to_wait_for():
+def test_load_of_an_ended_event_loop_does_not_block_the_next_loop():
     import asyncio
 
     # The lease of the load that was left behind ends by itself, as that of a process that died.
@@ -1563,7 +1584,7 @@ def test_a_loop_that_ended_without_a_word_leaves_nothing_to_wait_for():
     loop.close()
 
 
-async def test_a_task_of_the_cache_that_fails_is_logged_and_ends_no_other(process, caplog):
+async def test_failed_background_task_is_logged_and_the_engine_still_loads(process, caplog):
     async def boom():
         raise RuntimeError("boom")
 
@@ -1574,7 +1595,7 @@ async def test_a_task_of_the_cache_that_fails_is_logged_and_ends_no_other(proces
     assert (await process.engine.fetch("k", Job())).value == 1
 
 
-def test_a_loop_that_ends_late_ends_nothing_of_its_successors():
+def test_event_loop_that_ends_late_does_not_end_loads_of_its_successor():
     cache = Cache()
     runs = []
 
@@ -1600,8 +1621,8 @@ def test_a_loop_that_ends_late_ends_nothing_of_its_successors():
     assert len(runs) == 2
 
 
-async def test_what_was_invalidated_in_vain_is_told_before_leases_are_given_back():
-    """There may be many leases, and until it is told others answer what it outdates."""
+async def test_pending_invalidations_are_replayed_before_leases_are_released():
+    """There may be many leases, and other processes serve invalidated values until the replay."""
     async with fleet(1, FakeClock()) as (process,):
         await process.engine.ready()
         process.link.set_down(True)
@@ -1614,8 +1635,8 @@ async def test_what_was_invalidated_in_vain_is_told_before_leases_are_given_back
         assert process.link.calls == ["invalidate_tag", "invalidate", "release"]
 
 
-async def test_loaders_that_wait_for_one_and_the_same_are_no_circle(process):
-    """Found on two ways, it is looked at once."""
+async def test_two_loads_waiting_for_the_same_flight_are_not_a_deadlock(process):
+    """The search reaches the flight on two ways and visits it once."""
     process_job = Job()
     flights = [Flight(process.engine, key, process_job, None, 0) for key in "abcd"]
     here, one, other, both = flights
@@ -1629,8 +1650,8 @@ async def test_loaders_that_wait_for_one_and_the_same_are_no_circle(process):
 
 
 @pytest.mark.parametrize("stale", [True, False])
-async def test_a_read_that_outlasts_the_cache(clock, monkeypatch, stale):
-    """What was found is an answer anyway; what would have to be loaded is nobody's to load any more."""
+async def test_read_during_close_returns_a_stored_value_or_raises_an_error(clock, monkeypatch, stale):
+    """An entry that was found is served; a missing value cannot be loaded any more."""
     async with fleet(1, clock) as (process,):
         job, asked, answered = Job(), anyio.Event(), anyio.Event()
         if stale:
@@ -1661,7 +1682,7 @@ async def test_a_read_that_outlasts_the_cache(clock, monkeypatch, stale):
         assert job.runs == int(stale)
 
 
-async def test_a_loader_that_closes_the_cache_it_is_loaded_for(clock):
+async def test_loader_that_closes_its_own_cache_raises_configuration_error(clock):
     async with fleet(1, clock) as (process,):
         job = Job()
         job.before_store = process.engine.aclose
@@ -1671,7 +1692,7 @@ async def test_a_loader_that_closes_the_cache_it_is_loaded_for(clock):
         assert (await process.engine.fetch("k", job)).value == 2
 
 
-async def test_a_loader_that_closes_another_cache(clock):
+async def test_loader_can_close_another_cache(clock):
     async with fleet(2, clock) as (one, other):
         assert (await other.engine.fetch("k", Job())).value == 1
         job = Job()
@@ -1679,7 +1700,7 @@ async def test_a_loader_that_closes_another_cache(clock):
         assert (await one.engine.fetch("mine", job)).value == 1
 
 
-def test_a_closing_that_another_event_loop_overtakes_takes_nothing_from_it():
+def test_unfinished_close_in_one_event_loop_leaves_a_second_loop_usable():
     cache = Cache()
     gate: list[asyncio.Event] = []
     first, second = asyncio.new_event_loop(), asyncio.new_event_loop()
@@ -1723,14 +1744,14 @@ def test_a_closing_that_another_event_loop_overtakes_takes_nothing_from_it():
         second.close()
 
 
-async def test_a_flight_that_was_notified_before_it_waits_goes_on_at_once(cache):
+async def test_flight_notified_before_it_waits_continues_at_once(cache):
     flight = Flight(cache.engine.runtime, "k", Job(), None, 0)
     flight.notify()
     with anyio.fail_after(60):
         await flight.notification()
 
 
-async def test_a_loaded_value_is_not_given_up_however_long_its_commit_takes(clock):
+async def test_load_is_not_given_up_during_a_long_commit(clock):
     store = FlakyStore(MemoryStore(clock=clock))
     engine = Engine(store, lease_for=0.03, clock=clock)
 

@@ -77,8 +77,8 @@ async def heard(cache):
     return Heard(cache)
 
 
-class TestALoader:
-    async def test_a_miss_and_its_load_then_hits_on_every_way_to_ask(self, cache, heard, clock):
+class TestLoaderEvents:
+    async def test_miss_publishes_its_load_and_each_later_read_publishes_a_hit(self, cache, heard, clock):
         @cache.cached("k", fresh_for=60)
         async def load() -> int:
             return 1
@@ -96,7 +96,7 @@ class TestALoader:
         await cache.get_or_load("k", load.__wrapped__, POLICY)
         assert heard.take() == [Hit("k", 10.0)] * 3
 
-    async def test_a_stale_hit_is_told_before_its_refresh(self, cache, heard, clock):
+    async def test_stale_hit_is_published_before_its_refresh(self, cache, heard, clock):
         load = Loader()
         await cache.get_or_load("k", load, POLICY)
         heard.clear()
@@ -106,7 +106,7 @@ class TestALoader:
         await until(lambda: len(heard) == 3)
         assert heard.names() == ["LoadBegun", "Committed", "Loaded"]
 
-    async def test_what_stands_in_for_a_failure_is_stale_and_says_why(self, cache, heard, clock):
+    async def test_fallback_for_a_failed_load_is_published_as_stale_with_the_error(self, cache, heard, clock):
         load = Loader()
         await cache.get_or_load("k", load, POLICY)
         heard.clear()
@@ -123,13 +123,13 @@ class TestALoader:
         (stale,) = heard.take()
         assert (stale.staleness, repr(stale.error)) == (640.0, repr(load.error))
 
-    async def test_a_failure_that_nothing_stands_in_for_is_one_miss_for_each_reader(self, cache, heard):
+    async def test_failed_load_without_fallback_publishes_one_miss_for_each_reader(self, cache, heard):
         load = Loader()
         load.error = ValueError("no")
         await gather(*(cache.get_or_load("k", load, POLICY) for _ in range(3)))
         assert heard.names() == ["LoadBegun", "LoadFailed", "Miss", "Miss", "Miss"]
 
-    async def test_a_reader_that_leaves_is_a_miss_and_its_load_goes_on(self, cache, heard):
+    async def test_cancelled_reader_publishes_a_miss_and_its_load_continues(self, cache, heard):
         load = Loader()
         load.gate = anyio.Event()
         async with anyio.create_task_group() as group:
@@ -141,7 +141,7 @@ class TestALoader:
         await until(lambda: len(heard) == 2)
         assert heard.names() == ["Committed", "Loaded"]
 
-    async def test_a_refresh_is_a_load_and_no_read(self, cache, heard):
+    async def test_explicit_refresh_publishes_a_load_and_no_read(self, cache, heard):
         @cache.cached("k", fresh_for=60)
         async def load() -> int:
             return 1
@@ -151,7 +151,7 @@ class TestALoader:
         await load.refresh()
         assert heard.names() == ["LoadBegun", "Committed", "Loaded"]
 
-    async def test_a_value_that_cannot_be_stored_is_a_failed_load(self, cache, heard, place_url):
+    async def test_value_that_cannot_be_stored_publishes_load_failed(self, cache, heard, place_url):
         if place_url is None:
             # There anything can be stored; but a loader that ends without a value fails as well.
             class Silent(Job):
@@ -169,7 +169,7 @@ class TestALoader:
                 await cache.get_or_load("k", load, POLICY)
         assert heard.names() == ["LoadBegun", "LoadFailed", "Miss"]
 
-    async def test_a_load_that_closing_cuts_off_has_failed(self, cache, heard):
+    async def test_load_cut_off_by_closing_publishes_load_failed(self, cache, heard):
         load = Loader()
         load.gate = anyio.Event()
         async with anyio.create_task_group() as group:
@@ -181,7 +181,7 @@ class TestALoader:
         assert "the cache was closed" in str(failed.error)
 
     @pytest.mark.parametrize("by", ["key", "tag", "all"])
-    async def test_a_load_that_an_invalidation_overtakes_is_fenced_off_and_done_again(self, cache, heard, by):
+    async def test_load_overtaken_by_an_invalidation_publishes_commit_rejected_and_runs_again(self, cache, heard, by):
         load = Loader()
         invalidate = {
             "key": (lambda: cache.invalidate("k"), Invalidated("k", None, False)),
@@ -197,7 +197,7 @@ class TestALoader:
             LoadBegun, Invalidated, CommitRejected, Loaded, LoadBegun, Committed, Loaded, Miss,
         ]  # fmt: skip
 
-    async def test_a_process_learns_that_its_lease_is_gone(self, place_url):
+    async def test_invalidated_lease_publishes_renewal_rejected_then_commit_rejected(self, place_url):
         async with Cache(place_url, lease_for=0.03, timeout=5) as cache:
             heard, load = Heard(cache, RenewalRejected, CommitRejected), Loader()
             load.gate = anyio.Event()
@@ -212,7 +212,7 @@ class TestALoader:
 
 
 class TestSeveralProcesses:
-    """Engines over one store, which stands in for the server: on trio too."""
+    """Engines over one store in memory instead of a server; also on trio."""
 
     @pytest.fixture(params=["asyncio", "trio"])
     def anyio_backend(self, request):
@@ -229,7 +229,7 @@ class TestSeveralProcesses:
         process.engine.events.subscribe(told.append, chosen or KINDS)
         return told
 
-    async def test_the_loser_of_a_race_waits_for_what_the_winner_brings(self, two):
+    async def test_process_that_loses_the_lease_race_waits_and_does_not_load(self, two):
         winner, loser = two
         job = Job()
         job.gate = anyio.Event()
@@ -247,7 +247,7 @@ class TestSeveralProcesses:
         assert told[1].seconds > 0
         assert job.runs == 1
 
-    async def test_who_asks_again_and_again_for_a_lease_is_told_of_once(self, two, monkeypatch):
+    async def test_repeated_lease_requests_publish_one_lease_held_event(self, two, monkeypatch):
         monkeypatch.setattr("swr.engine.refresh_path._LONGEST_WAIT", 0.01)
         winner, loser = two
         job = Job()
@@ -263,7 +263,7 @@ class TestSeveralProcesses:
         # All of the wait, of which two whole turns went by.
         assert told[1].seconds > 0.015
 
-    async def test_a_refresher_that_loses_waits_for_nothing(self, two, clock):
+    async def test_stale_read_that_loses_the_lease_publishes_lease_held_and_no_wait(self, two, clock):
         winner, loser = two
         job = Job()
         for process in two:
@@ -278,7 +278,7 @@ class TestSeveralProcesses:
         assert told == [Stale("k", 61.0, 1.0, None), LeaseHeld("k", 30.0, 0)]
         job.gate.set()
 
-    async def test_after_failures_elsewhere_the_lease_is_refused_for_a_pause(self, two, clock):
+    async def test_backoff_after_a_failed_load_elsewhere_publishes_lease_held(self, two, clock):
         winner, loser = two
         job, failing = Job(), Job(lambda _: ValueError("no"))
         for process in two:
@@ -291,7 +291,7 @@ class TestSeveralProcesses:
         await settle()
         assert told == [Stale("k", 61.0, 1.0, None), LeaseHeld("k", 1.0, 1)]
 
-    async def test_without_the_store_nothing_is_committed_and_an_invalidation_still_fences(self, two):
+    async def test_load_without_store_is_not_committed_and_invalidations_still_reject_it(self, two):
         process = two[0]
         await process.engine.ready()
         process.link.set_down(True)
@@ -305,7 +305,7 @@ class TestSeveralProcesses:
         again = [LoadBegun, Invalidated, CommitRejected, Loaded]
         assert [type(event) for event in told] == [*again * 3, Miss]
 
-    async def test_one_more_value_is_told_of_when_it_is_stored_and_when_it_is_not(self, two, clock):
+    async def test_put_publishes_committed_or_commit_rejected(self, two, clock):
         process = two[0]
         await process.engine.ready()
         told, engine = self.listen(process), process.engine
@@ -328,7 +328,7 @@ class TestSeveralProcesses:
         assert not await engine.put("k", ANY, 3, POLICY, since)
         assert told == [StoreUnreachable(""), Invalidated(None, "t", False), CommitRejected("k")]
 
-    async def test_every_change_of_the_store_is_told_once(self, two):
+    async def test_each_change_of_store_reachability_is_published_once(self, two):
         process = two[0]
         await process.engine.ready()
         told = self.listen(process, StoreUnreachable, StoreReachable)
@@ -344,14 +344,14 @@ class TestSeveralProcesses:
         assert process.engine.is_store_up
 
 
-class TestAServer:
-    """What only a real server shows."""
+class TestRealServer:
+    """Events that need a real server."""
 
     @pytest.fixture
     def anyio_backend(self):
         return "asyncio"
 
-    async def test_two_caches_race_and_one_waits(self, server):
+    async def test_cache_that_loses_the_lease_race_publishes_lease_waited(self, server):
         load = Loader()
         load.gate = anyio.Event()
         async with Cache(server.url, timeout=5) as one, Cache(server.url, timeout=5) as other:
@@ -368,7 +368,7 @@ class TestAServer:
             assert 0 < held.retry_after <= 30
             assert waited.seconds > 0
 
-    async def test_an_invalidation_is_told_here_as_ours_and_elsewhere_as_another_s(self, server):
+    async def test_invalidation_is_published_as_elsewhere_only_in_other_processes(self, server):
         async with Cache(server.url, timeout=5) as one, Cache(server.url, timeout=5) as other:
             heard, there = Heard(one, Invalidated), Heard(other, Invalidated)
             whats = [("k", None), (None, "t"), (None, None)]
@@ -385,7 +385,7 @@ class TestAServer:
             assert heard.take() == [Invalidated("last", None, True)]
             assert there.take() == [Invalidated("last", None, False)]
 
-    async def test_the_load_of_another_process_is_fenced_off(self, server):
+    async def test_invalidation_of_another_process_rejects_a_commit_and_the_load_runs_again(self, server):
         load = Loader()
         async with Cache(server.url, timeout=5) as one, Cache(server.url, timeout=5) as other:
             heard = Heard(one)
@@ -397,7 +397,7 @@ class TestAServer:
             rest = [type(event) for event in told if type(event) is not Invalidated]
             assert rest == [LoadBegun, CommitRejected, Loaded, LoadBegun, Committed, Loaded, Miss]
 
-    async def test_what_was_invalidated_before_the_opening_is_no_news(self, server):
+    async def test_invalidations_before_the_cache_opens_are_not_published(self, server):
         async with Cache(server.url, timeout=5) as one:
             await one.invalidate_tag("t")
             await one.clear()
@@ -408,7 +408,7 @@ class TestAServer:
                 await until(lambda: there)
             assert there == [Invalidated("k", None, True)]
 
-    async def test_a_server_that_is_stopped_and_comes_back_is_one_line_and_one_event_each(self, own_server, caplog):
+    async def test_server_stop_and_return_each_log_one_line_and_publish_one_event(self, own_server, caplog):
         caplog.set_level(logging.WARNING, "swr")
         async with Cache(own_server.url, timeout=5) as cache:
             heard = Heard(cache, StoreUnreachable, StoreReachable)
@@ -431,9 +431,7 @@ class TestAServer:
                 for text in ("cannot reach Redis", "is reachable again"):
                     assert sum(text in message for message in messages) == number
 
-    async def test_a_store_that_is_unreachable_is_so_until_it_is_reachable_again_whoever_closes_in_between(
-        self, own_server, caplog
-    ):
+    async def test_reopening_during_an_outage_publishes_no_second_store_unreachable(self, own_server, caplog):
         caplog.set_level(logging.WARNING, "swr")
         cache = Cache(own_server.url, timeout=2)
         heard = Heard(cache, StoreUnreachable, StoreReachable)
@@ -447,7 +445,7 @@ class TestAServer:
         assert heard.names() == ["StoreUnreachable", "StoreReachable"]
         assert [record.message.partition(" at ")[0] for record in caplog.records] == ["cannot reach Redis", "Redis"]
 
-    async def test_what_is_told_late_is_told_of_once(self, own_server):
+    async def test_replayed_invalidations_are_published_once_in_each_process(self, own_server):
         async with (
             Proxy(own_server.port) as proxy,
             Cache(proxy.url, timeout=5) as cache,
@@ -476,7 +474,7 @@ def state_of(event):
 
 
 class TestResponses:
-    """One event for each answer to GET and HEAD, and the one that its `SWR-State` says."""
+    """Each answer to GET and HEAD publishes one event, which agrees with its `SWR-State`."""
 
     @pytest.fixture
     async def heard(self, cache):
@@ -491,7 +489,7 @@ class TestResponses:
         assert state_of(event) == response.headers["swr-state"]
         return event
 
-    async def test_missing_fresh_stale(self, cache, heard, clock):
+    async def test_response_events_are_miss_then_hit_then_stale(self, cache, heard, clock):
         app = App([*MAX_AGE, (b"etag", b'"1"')])
         async with client(SWRMiddleware(app, cache)) as http:
             key = "GET http://test\n/x?"
@@ -509,7 +507,7 @@ class TestResponses:
                 assert await self.ask(http, heard) == Stale(key, 70.0, 10.0, None)
             app.gate.set()
 
-    async def test_what_the_cache_could_not_answer_is_bypassed_with_the_reason_and_no_miss(self, cache, heard):
+    async def test_bypassed_request_publishes_the_reason_and_no_miss(self, cache, heard):
         app = App(MAX_AGE)
         async with client(SWRMiddleware(app, cache)) as http:
             key = "GET http://test\n/x?"
@@ -522,13 +520,13 @@ class TestResponses:
             assert await self.ask(http, heard, cache_control="only-if-cached") == Hit(key, pytest.approx(0))
             assert await self.ask(http, heard, authorization="me") == Bypassed(key, "authorization")
 
-    async def test_a_request_of_another_method_is_no_read(self, cache, heard):
+    async def test_post_and_options_publish_no_read(self, cache, heard):
         async with client(SWRMiddleware(App(MAX_AGE), cache)) as http:
             await http.post("/x")
             await http.options("/x")
         assert heard == []
 
-    async def test_variants_have_keys_of_their_own_once_they_are_known(self, cache, heard):
+    async def test_variant_publishes_misses_under_the_url_and_hits_under_its_own_key(self, cache, heard):
         app = App([*MAX_AGE, (b"vary", b"x-a")])
         async with client(SWRMiddleware(app, cache)) as http:
             url = "GET http://test\n/x?"
@@ -539,7 +537,7 @@ class TestResponses:
             assert hit.key.startswith(url)
             assert await self.ask(http, heard, x_a="2") == Miss(url)
 
-    async def test_a_part_is_told_of_like_a_whole(self, cache, heard):
+    async def test_range_requests_publish_a_miss_then_a_hit_on_the_stored_part(self, cache, heard):
         fields = {"cache-control": "max-age=60", "etag": '"1"', "content-range": "bytes 0-4/10"}
         app = Origin((206, fields, "01234"))
         async with client(SWRMiddleware(app, cache)) as http:
@@ -548,14 +546,14 @@ class TestResponses:
             assert (type(hit), hit.key) == (Hit, "GET http://test\n/x?\npart")
         assert app.runs == 1
 
-    async def test_readers_of_one_load_are_a_miss_each(self, cache, heard):
+    async def test_each_reader_of_one_load_publishes_a_miss(self, cache, heard):
         app = App(MAX_AGE)
         async with client(SWRMiddleware(app, cache)) as http:
             await gather(open_later(app), *(http.get("/x") for _ in range(3)))
         assert heard == [Miss("GET http://test\n/x?")] * 3
         assert app.runs == 1
 
-    async def test_a_stale_response_stands_in_and_says_for_what(self, cache, heard, clock):
+    async def test_fallback_response_publishes_stale_with_its_error_or_a_hit_if_fresh(self, cache, heard, clock):
         app = App([(b"cache-control", b"max-age=60, stale-if-error=3600")])
         async with client(SWRMiddleware(app, cache)) as http:
             await self.ask(http, heard)
@@ -577,7 +575,7 @@ class TestResponses:
                 hit = await self.ask(strict, heard, path="/y", cache_control="max-age=5")
                 assert hit == Hit("GET http://test\n/y?", 30.0)
 
-    async def test_an_app_that_fails_and_a_client_that_leaves_are_misses(self, cache, heard):
+    async def test_failing_app_and_leaving_client_each_publish_a_miss(self, cache, heard):
         app = App(MAX_AGE)
         app.error = ValueError("no")
         middleware = SWRMiddleware(app, cache)
@@ -594,7 +592,7 @@ class TestResponses:
         assert heard.take() == [Miss("GET http://test\n/y?")]
         app.gate.set()
 
-    async def test_what_is_not_to_be_stored_is_loaded_and_not_committed(self, cache):
+    async def test_no_store_response_publishes_not_stored_and_then_bypassed(self, cache):
         heard = Heard(cache)
         app = App([(b"cache-control", b"no-store")])
         async with client(SWRMiddleware(app, cache)) as http:
@@ -604,7 +602,7 @@ class TestResponses:
             await http.get("/x")
             assert heard.names() == ["Bypassed"]
 
-    async def test_what_a_post_outdates_is_told(self, cache):
+    async def test_post_publishes_invalidated_for_tags_of_its_url(self, cache):
         heard = Heard(cache, Invalidated)
         async with client(SWRMiddleware(App(), cache)) as http:
             await http.post("/x")
@@ -612,9 +610,9 @@ class TestResponses:
         assert all("/x" in event.tag for event in heard)
 
 
-class TestListeners:
-    async def test_a_fresh_hit_calls_nothing_where_nobody_listens_to_reads(self, cache):
-        """Of a loader and of a response, the two paths that are counted in nanoseconds."""
+class TestSubscribers:
+    async def test_fresh_hit_creates_no_event_without_subscribers_to_reads(self, cache):
+        """Neither a hit of a loader nor one of a response; both take nanoseconds."""
 
         @cache.cached("k", fresh_for=60)
         async def load() -> int:
@@ -658,7 +656,7 @@ class TestListeners:
             assert await called() == []
             assert heard == []
 
-    async def test_each_is_told_what_it_asked_for_and_nothing_after_its_end(self, cache):
+    async def test_subscriber_gets_the_chosen_events_and_none_after_its_end(self, cache):
         every, misses = Heard(cache), Heard(cache, Miss, Committed)
         await cache.get_or_load("a", Loader(), POLICY)
         assert (every.names(), misses.names()) == (["LoadBegun", "Committed", "Loaded", "Miss"], ["Committed", "Miss"])
@@ -667,7 +665,7 @@ class TestListeners:
         await cache.get_or_load("b", Loader(), POLICY)
         assert (every.names(), misses.names()) == ([], ["Committed", "Miss"])
 
-    async def test_one_that_raises_is_logged_once_and_hinders_nobody(self, cache, caplog):
+    async def test_subscriber_that_raises_is_logged_once_and_does_not_stop_others(self, cache, caplog):
         told = []
 
         def broken(event):
@@ -684,7 +682,7 @@ class TestListeners:
         assert "broken" in record.message
         assert "broken listener" in str(record.exc_info[1])
 
-    async def test_one_may_end_itself_and_others_and_begin_new_ones_while_it_is_told(self, cache):
+    async def test_subscriber_may_end_and_add_subscriptions_while_it_is_called(self, cache):
         first, late = [], []
         ends = []
 
@@ -700,7 +698,7 @@ class TestListeners:
         # From the next event on.
         assert (first, late) == ([Miss("a")], [Miss("b")])
 
-    async def test_one_listener_may_be_subscribed_twice_and_ends_apart(self, cache):
+    async def test_function_subscribed_twice_is_called_twice_until_one_subscription_ends(self, cache):
         told = []
         write = told.append
         ends = [cache.subscribe(write, Miss), cache.subscribe(write, Miss, Miss)]
@@ -718,12 +716,12 @@ class TestListeners:
             (print, ("Hit",), "not a kind of event"),
         ],
     )
-    async def test_what_cannot_work_is_refused(self, cache, subscriber, chosen, message):
+    async def test_invalid_subscriber_or_event_kind_is_rejected(self, cache, subscriber, chosen, message):
         with pytest.raises(ConfigurationError, match=message):
             cache.subscribe(subscriber, *chosen)
 
 
-def test_kinds_are_all_there_are_frozen_and_documented():
+def test_event_kinds_are_complete_frozen_and_documented():
     # With slots, dataclass makes each class twice.
     # `Answered` is published for dashboards alone.
     assert {kind.__name__ for kind in KINDS} | {"Answered"} == {kind.__name__ for kind in Event.__subclasses__()}
@@ -737,9 +735,9 @@ def test_kinds_are_all_there_are_frozen_and_documented():
 
 
 class TestAnswered:
-    """What the event of an answer says, and what the answer says to the client."""
+    """The event of an answer agrees with the fields of the answer."""
 
-    async def test_it_says_where_each_answer_comes_from(self, cache, clock):
+    async def test_answered_event_names_state_layer_and_cache_status(self, cache, clock):
         age = {"cache-control": "max-age=60, stale-while-revalidate=600, stale-if-error=3600", "etag": '"1"'}
         app = Origin((200, age, "one"))
         heard = []
@@ -767,7 +765,7 @@ class TestAnswered:
             assert await answered(cache_control="no-cache") == ("fresh", None, "fwd=request; fwd-status=500")
             assert await answered(authorization="Basic x") == ("bypass", "app", 'fwd=bypass; detail="authorization"')
 
-    async def test_a_key_that_looks_like_a_status_changes_nothing(self, cache):
+    async def test_key_that_looks_like_a_cache_status_does_not_change_the_event(self, cache):
         heard = []
         cache.engine.events.subscribe(heard.append, [Answered])
         async with client(SWRMiddleware(App(MAX_AGE), cache, show_key=True)) as http:

@@ -142,7 +142,7 @@ class Model(RuleBasedStateMachine):
 
 @pytest.mark.uncounted
 @pytest.mark.parametrize("visits", [3, 500])
-def test_slots_go_as_in_the_reference(visits, monkeypatch):
+def test_slots_are_evicted_as_by_the_reference_implementation(visits, monkeypatch):
     monkeypatch.setattr(eviction, "_MOST_VISITS", visits)
 
     class TestCase(Model.TestCase):
@@ -161,7 +161,7 @@ def read(local, key):
 
 
 @pytest.mark.uncounted
-def test_a_crawler_of_a_thousand_pages_takes_nothing_away_that_is_read_again_and_again():
+def test_crawl_evicts_no_entry_that_is_read_often():
     local = LocalCache(2**30, 100)
     hot = [f"hot {number}" for number in range(50)]
     for number in range(5000):
@@ -173,7 +173,7 @@ def test_a_crawler_of_a_thousand_pages_takes_nothing_away_that_is_read_again_and
 
 
 @pytest.mark.uncounted
-def test_on_a_real_trace_more_is_found_than_in_lru():
+def test_real_trace_gets_more_hits_than_with_lru():
     trace = array("I")
     trace.frombytes(lzma.decompress(TRACE.read_bytes())[:100_000])
     trace.byteswap()
@@ -187,7 +187,7 @@ def test_on_a_real_trace_more_is_found_than_in_lru():
     assert hits > 1.03 * (len(trace) - misses_of_lru)
 
 
-def test_one_eviction_looks_at_a_bounded_number_of_slots():
+def test_eviction_visits_a_bounded_number_of_slots():
     slots = Slots(10_000, COUNTS)
     for number in range(10_000):
         slots.put(slot(str(number)), 10_000)
@@ -197,7 +197,7 @@ def test_one_eviction_looks_at_a_bounded_number_of_slots():
     assert sum(not slot.is_used for slot in slots.values()) <= eviction._MOST_VISITS
 
 
-def test_the_hand_passes_what_was_used_since_its_last_visit():
+def test_eviction_skips_slots_used_since_its_last_visit():
     slots = Slots(4, COUNTS)
     for key in ("a", "b", "c", "d"):
         slots.put(slot(key), 4)
@@ -212,7 +212,7 @@ def test_the_hand_passes_what_was_used_since_its_last_visit():
     assert not slots["b"].is_used
 
 
-def test_a_slot_that_is_gone_keeps_no_other_in_memory():
+def test_dropped_slot_references_no_other_slot():
     slots = Slots(100, COUNTS)
     for number in range(3):
         slots.put(slot(str(number)), 100)
@@ -221,7 +221,7 @@ def test_a_slot_that_is_gone_keeps_no_other_in_memory():
     assert gone.newer is gone.older is gone
 
 
-def test_what_came_back_soon_lies_in_the_main_queue():
+def test_keys_stored_again_soon_after_eviction_enter_the_main_queue():
     counts = Counts()
     slots = Slots(1000, counts)
     for number in range(1020):
@@ -234,7 +234,7 @@ def test_what_came_back_soon_lies_in_the_main_queue():
     assert not any(slots[str(number)].is_main for number in range(40, 1020))
 
 
-def test_what_replaces_an_entry_takes_its_place():
+def test_replaced_entry_keeps_its_used_flag_and_updates_the_size():
     slots = Slots(10, COUNTS)
     slots.put(slot("a"), 100)
     slots["a"].is_used = True
@@ -249,7 +249,7 @@ class TestArguments:
     pytestmark = pytest.mark.anyio
 
     @pytest.mark.uncounted
-    async def test_as_many_calls_are_remembered_as_are_held(self):
+    async def test_calls_are_remembered_as_long_as_their_entries_are_held(self):
         async with Cache() as cache:
 
             @cache.cached("k:{group}:{limit}", fresh_for=60)
@@ -270,7 +270,7 @@ class TestArguments:
             assert await load("7") == ["7", 1]
 
     @pytest.mark.parametrize("order", [(1, True, 1.0), (True, 1, 1.0), (1.0, 1, True)])
-    async def test_equal_arguments_of_other_types_do_not_get_each_others_values(self, order):
+    async def test_equal_arguments_of_different_types_get_separate_values(self, order):
         async with Cache() as cache:
 
             @cache.cached("one:{a}", fresh_for=60)
@@ -287,7 +287,7 @@ class TestArguments:
                     assert await two("x", value) == repr(("x", value))
                     assert await two(value, "x") == repr((value, "x"))
 
-    async def test_an_argument_that_cannot_be_hashed_is_answered_all_the_same(self):
+    async def test_call_with_unhashable_argument_is_answered(self):
         async with Cache() as cache:
 
             @cache.cached("k:{items}", fresh_for=60)
@@ -298,7 +298,7 @@ class TestArguments:
 
 
 @pytest.mark.anyio
-async def test_a_page_that_is_asked_for_again_and_again_survives_a_crawl():
+async def test_page_requested_often_survives_a_crawl():
     runs = []
 
     async def app(scope, receive, send):

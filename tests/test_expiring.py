@@ -17,7 +17,7 @@ def table(clock):
     return Expiring(3, clock)
 
 
-def test_what_has_ended_is_not_there(table, clock):
+def test_expired_item_is_not_found(table, clock):
     table["a"], table["b"] = Until(clock() + 1), Until(clock() + 5)
     assert table["a"] is table.get("a")
     assert "a" in table
@@ -32,7 +32,7 @@ def test_what_has_ended_is_not_there(table, clock):
     assert table.get("c", 1) == 1
 
 
-def test_what_is_deleted_or_set_again_is_as_it_was_said_last(table, clock):
+def test_item_set_again_has_its_new_expiry_and_popped_item_is_gone(table, clock):
     table["a"] = Until(clock() + 1)
     table["a"] = Until(clock() + 5)
     clock.advance(1)
@@ -41,7 +41,7 @@ def test_what_is_deleted_or_set_again_is_as_it_was_said_last(table, clock):
     assert table.pop("a", None) is None
 
 
-def test_of_too_many_the_oldest_goes(table, clock):
+def test_oldest_item_is_dropped_when_the_table_is_full(table, clock):
     for name in "abcd":
         table[name] = Until(clock() + 5)
     assert list(table) == ["b", "c", "d"]
@@ -50,7 +50,7 @@ def test_of_too_many_the_oldest_goes(table, clock):
     assert list(table) == ["d", "b", "e"]
 
 
-def test_what_has_ended_takes_no_memory_in_the_end(clock):
+def test_expired_items_are_removed_when_new_ones_are_set(clock):
     table = Expiring(1_000_000, clock)
     for number in range(100):
         table[f"old {number}"] = Until(clock() + 1)
@@ -60,7 +60,7 @@ def test_what_has_ended_takes_no_memory_in_the_end(clock):
     assert len(table) == 100
 
 
-def test_what_is_set_to_an_end_that_is_past_is_not_there(table, clock):
+def test_item_set_with_a_past_expiry_is_not_found(table, clock):
     table["a"] = Until(clock())
     assert "a" not in table
     table["b"] = Until(clock() + 1)

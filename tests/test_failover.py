@@ -112,7 +112,7 @@ async def shared(one: Cache, other: Cache, keys: list[str]) -> None:
 
 
 @pytest.mark.parametrize("kind", kinds())
-async def test_a_killed_master_of_a_cluster_causes_no_error(kind, caplog):
+async def test_killed_cluster_master_causes_no_error(kind, caplog):
     with ClusterOfSix(kind, "--cluster-require-full-coverage", "no") as cluster:
         await a_master_is_killed(cluster)
     assert caplog.text.count("cannot reach Redis") == caplog.text.count("is reachable again") >= 2
@@ -146,7 +146,7 @@ def mastered(cluster: ClusterOfSix, namespace: str, victim: Server) -> bool:
 
 
 @pytest.mark.uncounted
-async def test_a_killed_master_behind_sentinels_causes_no_error(sentinels: Sentinels, caplog):
+async def test_killed_master_behind_sentinels_causes_no_error(sentinels: Sentinels, caplog):
     namespace, keys = fresh(), [f"k{number}" for number in range(12)]
     async with Cache(sentinels.url, namespace=namespace) as one, Cache(sentinels.url, namespace=namespace) as other:
         victim = sentinels.master()
@@ -155,8 +155,8 @@ async def test_a_killed_master_behind_sentinels_causes_no_error(sentinels: Senti
 
 
 @pytest.mark.uncounted
-async def test_an_invalidation_that_a_failover_loses_is_replayed(sentinels: Sentinels):
-    """Replication is behind when the master dies: its successor is told again."""
+async def test_invalidation_lost_in_a_failover_is_replayed(sentinels: Sentinels):
+    """Replication is behind when the master dies, so the processes send the invalidations to its successor again."""
     namespace = fresh()
     load, tagged = Counter(), Counter()
     async with Cache(sentinels.url, namespace=namespace) as one, Cache(sentinels.url, namespace=namespace) as other:
@@ -184,8 +184,8 @@ async def test_an_invalidation_that_a_failover_loses_is_replayed(sentinels: Sent
 
 @pytest.mark.parametrize("kind", kinds())
 @pytest.mark.parametrize("l1_max_bytes", [0, 2**20])
-async def test_a_process_takes_nothing_older_than_an_invalidation_that_it_knows(kind, l1_max_bytes):
-    """Its own or another's, whether it reads or asks for the lease; and the server is told again at once."""
+async def test_process_never_accepts_an_entry_older_than_a_known_invalidation(kind, l1_max_bytes):
+    """The invalidation is its own or another's, and Redis gets it again at once."""
     with Server(kind) as server:
         load = Counter()
         options = {"namespace": fresh(), "timeout": 2}
@@ -215,7 +215,7 @@ async def test_a_process_takes_nothing_older_than_an_invalidation_that_it_knows(
 
 
 @pytest.mark.parametrize("how", ["FORCE", "TAKEOVER"])
-async def test_while_a_live_master_is_replaced_no_process_gets_what_it_has_invalidated(cluster: ClusterOfSix, how):
+async def test_reads_during_switch_of_a_live_master_never_return_invalidated_values(cluster: ClusterOfSix, how):
     namespace = fresh()
     rows = {f"k{number}": 0 for number in range(6)}
     older = []
@@ -267,7 +267,7 @@ async def test_readers_are_answered_when_a_whole_cluster_is_killed(cluster: Clus
 
 
 async def test_more_invalidations_than_can_be_replayed_outdate_everything(cluster: ClusterOfSix, monkeypatch, caplog):
-    """Then everything is outdated, whichever master it was that came back as another."""
+    """This holds for whichever master was replaced."""
     monkeypatch.setattr("swr.stores.redis.invalidations._MOST", 3)
     namespace, load = fresh(), Counter()
     async with Cache(cluster.url, namespace=namespace, timeout=1) as cache:
@@ -290,7 +290,7 @@ def restart(server: Server) -> None:
 
 
 @pytest.mark.parametrize("kind", kinds())
-async def test_a_demoted_master_is_unreachable_until_it_is_promoted(kind, caplog):
+async def test_demoted_master_is_unreachable_until_it_is_promoted(kind, caplog):
     with Server(kind) as server:
         async with Cache(server.url, namespace=fresh()) as cache:
             await cache.get_or_load("k", Counter(), LONG)
@@ -318,8 +318,8 @@ def follow(server: Server, port: int) -> None:
     server.command("REPLICAOF", "NO", "ONE")
 
 
-async def test_a_master_that_was_a_replica_between_two_heartbeats_gets_the_replay(pair, monkeypatch):
-    """Its links are whole, and what it was told last is lost: it is told again."""
+async def test_master_that_was_a_replica_between_two_heartbeats_gets_the_replay(pair, monkeypatch):
+    """Its server links are unbroken, but it has lost the last invalidation."""
     monkeypatch.setattr("swr.stores.redis.server_link._HEARTBEAT", 3.0)
     server, successor = pair
     load = Counter()
@@ -338,8 +338,8 @@ async def test_a_master_that_was_a_replica_between_two_heartbeats_gets_the_repla
         assert (await cache.get_or_load("k", load, LONG)).value == 2
 
 
-async def test_a_master_that_gets_its_first_replica_gets_no_replay(pair, monkeypatch):
-    """It begins another line of writes, and has lost nothing: it is told nothing again, let alone of everything."""
+async def test_master_that_gets_its_first_replica_gets_no_replay(pair, monkeypatch):
+    """Its replication id changes, but it has lost no write. A replay here would outdate everything."""
     monkeypatch.setattr("swr.stores.redis.invalidations._MOST", 3)
     server, replica = pair
     load = Counter()
@@ -356,8 +356,8 @@ async def test_a_master_that_gets_its_first_replica_gets_no_replay(pair, monkeyp
 
 
 @pytest.mark.parametrize("kind", kinds())
-async def test_a_link_to_two_different_masters_is_refused(kind, caplog):
-    """Commands to one and messages from the other: such a link would miss messages."""
+async def test_server_link_to_two_different_masters_is_refused(kind, caplog):
+    """With commands to one master and messages from the other, the link would miss messages."""
 
     class Wavering(Connection):
         async def _connect(self):
@@ -375,8 +375,8 @@ async def test_a_link_to_two_different_masters_is_refused(kind, caplog):
 
 @pytest.mark.parametrize("process", ["new", "opened again"])
 @pytest.mark.parametrize("kind", kinds())
-async def test_a_process_that_cannot_learn_what_was_invalidated_takes_nothing_from_other_masters(kind, process):
-    """It starts while the master of the tag versions is down."""
+async def test_process_that_cannot_read_tag_versions_takes_no_entry_from_other_masters(kind, process):
+    """The process starts while the master of the tag versions is down."""
     with ClusterOfSix(kind, "--cluster-require-full-coverage", "no", node_timeout=60) as cluster:
         owner = cluster.master_of(b"swr:{!}h")
         key = next(f"k{n}" for n in range(100) if cluster.master_of(f"swr:{{k{n}}}".encode()) is not owner)
@@ -400,7 +400,7 @@ async def test_a_process_that_cannot_learn_what_was_invalidated_takes_nothing_fr
 
 
 @pytest.mark.parametrize("kind", kinds())
-async def test_a_load_whose_url_cannot_be_announced_leaves_no_lease_at_another_master(kind):
+async def test_load_whose_url_cannot_be_announced_leaves_no_lease_at_another_master(kind):
     """The master of the tag versions is down. A process that has announced the URL before needs the lease."""
     policy = Policy(600, tags=("host:h\nurl:/x",))
     with ClusterOfSix(kind, "--cluster-require-full-coverage", "no", node_timeout=60) as cluster:
@@ -419,7 +419,7 @@ async def test_a_load_whose_url_cannot_be_announced_leaves_no_lease_at_another_m
 
 @pytest.mark.parametrize("kind", kinds())
 @pytest.mark.parametrize("how", ["restart", "late promotion"])
-async def test_what_a_node_has_lost_is_replayed_however_long_ago_it_was(kind, how, monkeypatch):
+async def test_invalidation_lost_by_a_node_is_replayed_even_long_afterwards(kind, how, monkeypatch):
     """A node without the tag versions comes back with older data, or its replica takes over long after its end."""
     monkeypatch.setattr("swr.stores.redis.failover._MARGIN", 1_000_000)
     with ClusterOfSix(kind, "--cluster-require-full-coverage", "no", node_timeout=60) as cluster:
@@ -455,7 +455,7 @@ async def test_what_a_node_has_lost_is_replayed_however_long_ago_it_was(kind, ho
 
 
 async def test_slots_without_a_master_cause_no_error(cluster: ClusterOfSix, caplog):
-    """The others refuse, too, until every slot has one: memory and loaders answer."""
+    """The other masters refuse commands until every slot has a master, so memory and loaders answer."""
     namespace = fresh()
     async with Cache(cluster.url, namespace=namespace) as cache:
         readers = Readers([cache], [f"k{number}" for number in range(12)])
@@ -505,10 +505,10 @@ HOW = {
 
 @pytest.mark.parametrize("how", HOW)
 @pytest.mark.parametrize("l1_max_bytes", [0, 2**20])
-async def test_a_process_that_loses_all_links_of_a_cluster_is_given_nothing_outdated_once_any_is_back(
+async def test_process_without_any_cluster_link_gets_nothing_outdated_as_links_return(
     cluster: ClusterOfSix, how, l1_max_bytes
 ):
-    """Link by link: what a master that is back has lost in the eyes of this process is not waited for."""
+    """The links return one by one, the link to the master of the tag versions last."""
     namespace, load = fresh(), Counter()
     keys = [f"k{number}" for number in range(24)]
     async with (

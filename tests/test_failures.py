@@ -170,7 +170,7 @@ def parts(error):
 
 
 @pytest.mark.parametrize("error", ERRORS, ids=lambda error: type(error).__name__)
-def test_a_copy_of_a_failure_says_the_same(error):
+def test_copy_of_an_exception_has_the_same_content_without_traceback(error):
     if not isinstance(error, (pydantic.ValidationError, Frozen)):
         error.add_note("while it was asked for")
     copied = another(error)
@@ -179,7 +179,7 @@ def test_a_copy_of_a_failure_says_the_same(error):
     assert (copied.__traceback__, copied.__cause__, copied.__context__) == (None, None, None)
 
 
-def test_a_copy_of_a_group_has_copies_of_its_members():
+def test_copy_of_an_exception_group_has_copies_of_its_members():
     group = ExceptionGroup("two", [Slotted("x"), ExceptionGroup("inner", [Refused("ATL")])])
     try:
         raise group.exceptions[0] from LookupError("why")
@@ -195,7 +195,7 @@ def test_a_copy_of_a_group_has_copies_of_its_members():
     assert isinstance(for_one.exceptions[0].__cause__, LookupError)
 
 
-def test_notes_that_one_caller_adds_are_its_own():
+def test_note_added_by_one_caller_is_not_seen_by_others():
     error = ValueError("x")
     error.add_note("of the loader")
     first, second = (for_caller(error, None, is_last=False) for _ in range(2))
@@ -208,7 +208,7 @@ def test_notes_that_one_caller_adds_are_its_own():
     [Itself("a", "b"), Other("a", "b"), ExceptionGroup("two", [Itself("a", "b")])],
     ids=lambda error: type(error).__name__,
 )
-def test_what_might_lose_something_is_not_copied(error):
+def test_exception_that_a_copy_might_change_is_not_copied(error):
     assert another(error) is None
     assert for_caller(error, None, is_last=False) is error
     assert "swr.errors" in type(for_later(error)).__module__
@@ -250,7 +250,7 @@ def lines(error):
 
 @pytest.mark.uncounted
 @pytest.mark.parametrize("kind", [Refused, Slotted, Statement, Frozen, Grouped, KeyboardInterrupt])
-async def test_a_hundred_callers_of_a_failing_load_raise_tracebacks_of_one_callers_size(kind):
+async def test_hundred_callers_of_a_failing_load_get_tracebacks_as_long_as_for_one(kind):
     async with Cache() as cache:
 
         @cache.cached("top:{group}", fresh_for=60)
@@ -268,8 +268,8 @@ async def test_a_hundred_callers_of_a_failing_load_raise_tracebacks_of_one_calle
     assert {lines(error) for error in errors} == {lines(one)}
 
 
-async def test_a_group_of_a_hundred_failures_is_not_copied_a_hundred_times_for_each_caller():
-    """As of a loader that asks a hundred services in a task group."""
+async def test_large_exception_group_is_not_copied_in_full_for_each_caller():
+    """A loader that calls a hundred services in a task group raises such a group."""
     async with Cache() as cache:
 
         @cache.cached("k", fresh_for=60)
@@ -348,7 +348,7 @@ def reached(error):
 
 
 @pytest.mark.parametrize("failure", LONG.values(), ids=LONG)
-async def test_one_of_many_callers_gets_all_of_a_long_failure_and_the_others_a_bounded_part(failure):
+async def test_one_caller_gets_a_long_exception_in_full_and_others_a_bounded_part(failure):
     error = failure()
     frames = len(list(traceback.walk_tb(error.__traceback__)))
     whole = reached(error)
@@ -374,13 +374,13 @@ async def test_one_of_many_callers_gets_all_of_a_long_failure_and_the_others_a_b
         assert max(len(list(traceback.walk_tb(each.__traceback__))) for each in with_frames) < 64 + 40
 
 
-def test_a_short_failure_is_told_in_full_to_each_caller():
+def test_short_exception_is_not_shortened():
     error = chained(ExceptionGroup("two", [Refused("ATL"), Refused("JFK")]), 1)
     error.__cause__.__cause__ = OSError(1)
     assert shortened(error, error.__traceback__) is None
 
 
-def test_a_shortened_failure_says_what_is_suppressed_and_keeps_the_notes():
+def test_shortened_exception_keeps_its_notes_and_whether_its_context_is_suppressed():
     error = chained(chained(OSError(1), 9), 1, by="__context__")
     error.add_note("of the loader")
     short, _ = shortened(error, error.__traceback__)
@@ -394,12 +394,12 @@ def test_a_shortened_failure_says_what_is_suppressed_and_keeps_the_notes():
     assert (short.__cause__, short.__context__, short.__suppress_context__) == (None, None, True)
 
 
-def test_a_long_failure_that_has_no_copy_is_the_same_for_all():
+def test_long_exception_that_cannot_be_copied_is_not_shortened():
     assert shortened(group_of([fallen(OSError(1)) for _ in range(9)] + [Itself("a", "b")]), None) is None
 
 
 @pytest.mark.parametrize("is_plain", [False, True])
-async def test_the_traceback_of_a_load_begins_with_the_loader(is_plain):
+async def test_traceback_of_a_failed_load_omits_the_engines_frames(is_plain):
     async with Cache() as cache:
 
         def fail():
@@ -417,7 +417,7 @@ async def test_the_traceback_of_a_load_begins_with_the_loader(is_plain):
     assert "run_sync" not in frames
 
 
-def test_a_traceback_without_a_loader_stays_whole():
+def test_traceback_without_a_loader_is_kept_whole():
     assert of_loader(None) is None
     namespace = {"__name__": "swr.somewhere"}
     exec("def fail():\n    raise ValueError", namespace)
@@ -429,8 +429,8 @@ def test_a_traceback_without_a_loader_stays_whole():
 
 
 @pytest.mark.uncounted
-async def test_callers_that_raise_the_only_member_of_a_group_have_tracebacks_of_their_own():
-    """Starlette's BaseHTTPMiddleware does so with what a task group of a loader has raised."""
+async def test_callers_that_raise_the_only_member_of_a_group_have_separate_tracebacks():
+    """Starlette's BaseHTTPMiddleware unwraps a loader's exception group in this way."""
     async with Cache() as cache:
 
         @cache.cached("top:{group}", fresh_for=60)
@@ -450,7 +450,7 @@ async def test_callers_that_raise_the_only_member_of_a_group_have_tracebacks_of_
     assert {lines(error) for error in errors} == {lines(one)}
 
 
-async def test_an_error_that_cannot_say_what_it_is_ends_its_load_as_any_other():
+async def test_exception_whose_str_fails_still_leads_to_the_fallback():
     clock = FakeClock()
     async with Cache(clock=clock) as cache:
         is_down = False
@@ -472,7 +472,7 @@ async def test_an_error_that_cannot_say_what_it_is_ends_its_load_as_any_other():
 
 
 @pytest.mark.uncounted
-async def test_callers_that_raise_why_they_got_the_fallback_have_tracebacks_of_their_own():
+async def test_callers_that_raise_the_error_of_a_fallback_have_separate_tracebacks():
     clock = FakeClock()
     async with Cache(clock=clock) as cache:
         is_down = False
@@ -512,7 +512,7 @@ async def test_callers_that_raise_why_they_got_the_fallback_have_tracebacks_of_t
 
 
 @pytest.mark.uncounted
-async def test_a_batch_that_fails_gives_each_caller_a_traceback_of_its_own():
+async def test_failing_batch_load_gives_each_caller_a_separate_traceback():
     async with Cache() as cache:
 
         @cache.cached_many("top:{group}", fresh_for=60)
@@ -530,7 +530,7 @@ async def test_a_batch_that_fails_gives_each_caller_a_traceback_of_its_own():
     assert {lines(error) for error in errors} == {lines(one)}
 
 
-async def test_one_item_of_a_batch_gets_all_of_a_long_failure():
+async def test_one_item_of_a_failed_batch_gets_the_long_exception_in_full():
     clock = FakeClock()
     async with Cache(clock=clock) as cache:
         is_down = False
@@ -551,7 +551,7 @@ async def test_one_item_of_a_batch_gets_all_of_a_long_failure():
 
 
 @pytest.mark.uncounted
-async def test_an_app_whose_load_fails_logs_as_much_for_each_of_many_requests_as_for_one():
+async def test_traceback_of_a_failing_endpoint_is_as_long_for_200_requests_as_for_one():
     cache = Cache()
     app = FastAPI()
 
@@ -571,7 +571,7 @@ async def test_an_app_whose_load_fails_logs_as_much_for_each_of_many_requests_as
 
 
 @pytest.mark.uncounted
-async def test_a_failure_that_a_key_backs_off_for_keeps_nothing_alive_that_the_load_worked_with(caplog):
+async def test_exception_kept_for_backoff_keeps_no_object_of_the_load_alive(caplog):
     class Session:
         pass
 
@@ -611,7 +611,7 @@ async def test_a_failure_that_a_key_backs_off_for_keeps_nothing_alive_that_the_l
 
 
 @pytest.mark.uncounted
-async def test_loads_that_have_failed_keep_nothing_alive_once_their_callers_know():
+async def test_failed_load_keeps_no_object_alive_after_its_error_is_caught():
     class Session:
         pass
 
@@ -634,7 +634,7 @@ async def test_loads_that_have_failed_keep_nothing_alive_once_their_callers_know
 
 
 @pytest.mark.parametrize("anyio_backend", ["asyncio"])
-async def test_a_loader_that_fails_for_thousands_of_keys_writes_ten_warnings(caplog):
+async def test_loader_that_fails_for_thousands_of_keys_logs_ten_warnings(caplog):
     clock = FakeClock()
     async with Cache(clock=clock, drain_for=300) as cache:
 
@@ -654,7 +654,7 @@ async def test_a_loader_that_fails_for_thousands_of_keys_writes_ten_warnings(cap
     assert "further failures of 'rank:{group}'" in lines[-1]
 
 
-def test_each_loader_has_lines_of_its_own_and_new_ones_in_the_next_minute(caplog):
+def test_log_limit_for_failures_holds_per_loader_and_minute(caplog):
     failures = FailureLog()
     for _ in range(20):
         failures.write("a", "loader", ValueError("broken"), "then", 1000.0)

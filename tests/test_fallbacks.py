@@ -121,7 +121,7 @@ async def loading(server: Server, l1: int):
 @pytest.mark.parametrize(
     "meanwhile", [nothing, an_unrelated_tag, an_unrelated_tag_here, an_unrelated_key, a_gap, an_eviction]
 )
-async def test_a_failed_load_falls_back_on_what_nothing_has_outdated(server: Server, meanwhile, l1: int):
+async def test_failed_load_falls_back_on_an_entry_that_was_not_invalidated(server: Server, meanwhile, l1: int):
     async with loading(server, l1) as (one, other, proxy, load, reading):
         await meanwhile(one, other, proxy)
         load.gate.set()
@@ -132,7 +132,7 @@ async def test_a_failed_load_falls_back_on_what_nothing_has_outdated(server: Ser
 
 @pytest.mark.parametrize("l1", [0, 2**20], ids=["no copy", "a copy"])
 @pytest.mark.parametrize("meanwhile", [its_key, its_tag, everything, its_key_in_a_gap, its_tag_that_redis_refuses])
-async def test_a_failed_load_falls_back_on_nothing_that_was_invalidated_during_it(server: Server, meanwhile, l1: int):
+async def test_failed_load_raises_when_its_fallback_was_invalidated_during_the_load(server: Server, meanwhile, l1: int):
     async with loading(server, l1) as (one, other, proxy, load, reading):
         await meanwhile(one, other, proxy)
         load.gate.set()
@@ -141,7 +141,7 @@ async def test_a_failed_load_falls_back_on_nothing_that_was_invalidated_during_i
 
 
 @pytest.mark.parametrize("is_invalidated", [False, True])
-async def test_a_load_that_a_refresh_has_overtaken_falls_back_all_the_same(server: Server, is_invalidated: bool):
+async def test_failed_load_overtaken_by_a_refresh_falls_back_unless_invalidated(server: Server, is_invalidated: bool):
     async with loading(server, 0) as (one, _, _, load, reading):
 
         async def newer() -> int:
@@ -175,7 +175,7 @@ def outdate_at_the_next_refusal(cache: Cache) -> list[LeaseHeld]:
     return refusals
 
 
-async def test_a_reader_whose_fallback_goes_while_the_key_backs_off_loads(server: Server):
+async def test_reader_loads_when_its_fallback_is_outdated_during_backoff(server: Server):
     async with Cache(server.url) as one, Cache(server.url) as other:
         failing = Failing()
         failing.gate.set()
@@ -192,7 +192,7 @@ async def test_a_reader_whose_fallback_goes_while_the_key_backs_off_loads(server
         assert ([refusal.failures for refusal in refusals], outcome.value) == ([1], 3)
 
 
-async def test_so_does_a_request(server: Server):
+async def test_request_runs_the_app_when_its_fallback_is_outdated_during_backoff(server: Server):
     rules = [Rule("/top", fresh_for=0.001, stale_if_error=600, tags=("t",))]
     app, failing = App(), App(status=500)
     async with (

@@ -168,7 +168,7 @@ OPERATIONS = [
 @pytest.mark.parametrize(
     ("operation", "stored"), OPERATIONS, ids=[f"{operation.__name__}-{stored}" for operation, stored in OPERATIONS]
 )
-async def test_a_fault_at_any_command(server: Server, operation, stored):
+async def test_fault_at_any_command_leaves_no_lease_and_no_outdated_value(server: Server, operation, stored):
     commands = await run(server, operation, stored, "unsent", 10**6)
     assert commands
     many = asyncio.Semaphore(AT_ONCE)

@@ -74,7 +74,7 @@ def hostile(size=50_000):
         yield (start + repeated * (size // len(repeated)))[:size]
 
 
-def test_values_of_all_lines_of_a_field_in_their_order():
+def test_values_of_returns_all_lines_of_a_field_in_order():
     """RFC 9110 5.1, 5.3: names are compared without regard to case, the order of lines counts."""
     headers = [(b"Vary", b"b"), (b"age", b"1"), (b"vary", b"a"), (b"VARY", b""), (b"vary2", b"c")]
     assert values_of(headers, b"vary") == [b"b", b"a", b""]
@@ -106,7 +106,7 @@ def test_values_of_all_lines_of_a_field_in_their_order():
         ([b"ext=\xe9"], {"ext": "\xe9"}),
     ],
 )
-def test_directives(values, expected):
+def test_parse_directives_keeps_the_first_argument_of_each_name(values, expected):
     """RFC 9111 5.2: a list of names, each with or without an argument, a token or quoted; the first of a name."""
     assert parse_directives(values) == expected
 
@@ -138,7 +138,7 @@ def test_directives(values, expected):
         ([b'a=%"%c3%a9 x"'], {"a": '%"%c3%a9 x"'}),
     ],
 )
-def test_targeted_directives(values, expected):
+def test_parse_targeted_directives_reads_a_dictionary_and_ignores_parameters(values, expected):
     """RFC 9213 2.1: a dictionary of RFC 9651 3.2; parameters do not matter."""
     assert parse_targeted_directives(values) == expected
     assert list(parse_targeted_directives(values)) == list(expected)
@@ -162,7 +162,7 @@ def test_targeted_directives(values, expected):
         b"max-age=?1",
     ],
 )
-def test_an_argument_of_another_type_is_no_number(value):
+def test_targeted_max_age_that_is_not_an_integer_has_no_delta_seconds(value):
     """RFC 9213 2.1: what is of another type is not to be taken for the right one."""
     found = parse_targeted_directives([value])
     assert found is not None
@@ -227,7 +227,7 @@ def test_an_argument_of_another_type_is_no_number(value):
         [b"a=1;b=+"],
     ],
 )
-def test_what_is_no_dictionary_is_no_targeted_field(values):
+def test_targeted_field_that_is_not_a_valid_dictionary_counts_as_missing(values):
     """RFC 9213 2.1: an empty field, or one that cannot be parsed (RFC 9651 4.2), counts as missing."""
     assert parse_targeted_directives(values) is None
 
@@ -261,7 +261,7 @@ def test_what_is_no_dictionary_is_no_targeted_field(values):
         ([b'"\xe9"'], []),
     ],
 )
-def test_strings(values, expected):
+def test_strings_returns_an_empty_list_unless_every_member_is_a_string(values, expected):
     """RFC 9875 2: a list of strings of RFC 9651 3.1, all or none."""
     assert strings(values) == expected
 
@@ -293,7 +293,7 @@ def test_strings(values, expected):
         ("1 ", None),
     ],
 )
-def test_delta_seconds(text, expected):
+def test_delta_seconds_reads_only_digits_and_is_at_most_2_to_the_31(text, expected):
     """RFC 9111 1.2.2: digits; what is greater than 2**31 counts as that."""
     assert delta_seconds(text) == expected
 
@@ -350,7 +350,7 @@ def test_delta_seconds(text, expected):
         (b"", None),
     ],
 )
-def test_http_date(value, expected):
+def test_http_date_reads_three_formats_in_gmt_and_no_other(value, expected):
     """RFC 9110 5.6.7: three formats, in GMT, and no other."""
     assert http_date(value, JULY) == expected
 
@@ -369,14 +369,14 @@ def test_http_date(value, expected):
         (b"10", 784111777, 2010),
     ],
 )
-def test_a_year_of_two_digits(year, now, expected):
+def test_two_digit_year_more_than_50_years_ahead_is_in_the_past(year, now, expected):
     """RFC 9110 5.6.7: what would be more than 50 years ahead is the century before."""
     found = http_date(b"Friday, 15-Mar-%b 00:00:00 GMT" % year, now)
     assert datetime.fromtimestamp(found, UTC).year == expected
 
 
 @given(st.integers(-62135596800, 253402300799))
-def test_every_second_is_read_back_in_all_three_formats(second):
+def test_http_date_reads_every_second_in_all_three_formats(second):
     """RFC 9110 5.6.7."""
     moment = datetime.fromtimestamp(second, UTC)
     month, day = moment.strftime("%b"), moment.strftime("%a")
@@ -410,7 +410,7 @@ def test_every_second_is_read_back_in_all_three_formats(second):
         ([], None),
     ],
 )
-def test_etag_of(values, expected):
+def test_etag_of_returns_a_strong_or_weak_tag_and_none_if_malformed(values, expected):
     """RFC 9110 8.8.3: opaque, in quotes, with or without `W/`; what is written otherwise identifies nothing."""
     assert etag_of([(b"ETag", value) for value in values]) == expected
 
@@ -431,7 +431,7 @@ def test_etag_of(values, expected):
         (b"", []),
     ],
 )
-def test_etags(value, expected):
+def test_etags_returns_all_tags_of_a_list_and_weak_ones_as_strong(value, expected):
     """RFC 9110 8.8.3.2, 13.1.2: a list, weak tags as strong ones."""
     assert etags(value) == expected
 
@@ -476,18 +476,18 @@ def test_etags(value, expected):
         (b"bytes=" + b"9" * 5000 + b"-", None),
     ],
 )
-def test_byte_range(value, expected):
+def test_byte_range_reads_one_range_and_disregards_anything_else(value, expected):
     """RFC 9110 14.1.2: one range of bytes, from a position, between two, or of the last so many."""
     assert byte_range(value, 10) == expected
 
 
-def test_of_nothing_no_position_is_satisfiable():
+def test_byte_range_from_a_position_is_unsatisfiable_in_an_empty_body():
     """RFC 9110 14.1.2."""
     assert byte_range(b"bytes=0-", 0) == byte_range(b"bytes=0-0", 0) == (0, -1)
 
 
 @given(st.integers(0, 30), st.integers(0, 30), st.integers(1, 20))
-def test_a_satisfiable_range_lies_in_the_whole_and_holds_what_is_asked(first, last, complete):
+def test_byte_range_selects_the_requested_bytes_of_any_body(first, last, complete):
     """RFC 9110 14.1.2."""
     whole = list(range(complete))
     for value, wanted in [
@@ -524,14 +524,14 @@ def test_a_satisfiable_range_lies_in_the_whole_and_holds_what_is_asked(first, la
         ([], None),
     ],
 )
-def test_content_range(values, expected):
+def test_content_range_reads_a_range_of_known_length_and_nothing_else(values, expected):
     """RFC 9110 14.4: a place in a whole of known length; anything else is not a place."""
     assert content_range([(b"Content-Range", value) for value in values]) == expected
 
 
 @pytest.mark.uncounted
 @given(st.lists(FIELD, max_size=4), st.integers(0, 2**40), st.floats(0, 1e11))
-def test_no_value_raises(values, complete, now):
+def test_parsers_never_raise_for_any_field_value(values, complete, now):
     for read in (parse_directives, parse_targeted_directives, strings):
         read(values)
     for name, argument in (parse_targeted_directives(values) or {}).items():
@@ -566,7 +566,7 @@ def test_no_value_raises(values, complete, now):
         lambda value: values_of([(value, b"")] * 10, b"etag"),
     ],
 )
-def test_no_value_takes_long(read):
+def test_parsers_finish_on_hostile_values_of_50_kb(read):
     """Linear, whatever anybody sends: a quadratic reading of this would take minutes."""
     for value in hostile():
         read(value)
@@ -582,7 +582,7 @@ def test_no_value_takes_long(read):
         ("29-Feb-00 00:00:00", "2050-01-01", None),
     ],
 )
-def test_the_century_is_the_latest_that_is_not_more_than_fifty_years_off(date, now, expected):
+def test_two_digit_year_takes_the_latest_century_within_50_years(date, now, expected):
     """RFC 9110 5.6.7. (1 January 2050 is less than fifty years before 29 February 2100, which there never is.)"""
     found = http_date(f"Monday, {date} GMT".encode(), datetime.fromisoformat(f"{now}T00:00:00+00:00").timestamp())
     assert (found and datetime.fromtimestamp(found, UTC).date().isoformat()) == expected
@@ -597,7 +597,7 @@ def test_the_century_is_the_latest_that_is_not_more_than_fifty_years_off(date, n
         ([b""], ""),
     ],
 )
-def test_white_space_around_commas(values, expected):
+def test_unspaced_drops_white_space_around_commas_outside_quotes(values, expected):
     """RFC 9110 5.6.1: it means nothing, but inside quotes; in a field that is not a list, an empty member may."""
     assert unspaced(values) == expected
 
@@ -606,17 +606,17 @@ def test_white_space_around_commas(values, expected):
     ("values", "expected"),
     [(["7"], 7), (["7", "7"], 7), (["7", "8"], None), (["-7"], None), (["7, 7"], None), ([], None)],
 )
-def test_content_length(values, expected):
+def test_content_length_is_none_unless_all_lines_are_the_same_number(values, expected):
     """RFC 9110 8.6."""
     assert content_length([(b"Content-Length", value.encode()) for value in values]) == expected
 
 
-def test_white_space_after_a_structured_field():
+def test_white_space_around_a_targeted_field_is_ignored():
     """RFC 9651 4.2."""
     assert parse_targeted_directives([b" max-age=60 \t"]) == {"max-age": "60"}
 
 
-def test_the_last_bytes_of_nothing_are_all_of_it():
+def test_suffix_range_of_empty_body_is_disregarded_but_zero_suffix_is_unsatisfiable():
     """RFC 9110 14.1.2: a suffix of some length is satisfiable."""
     assert byte_range(b"bytes=-5", 0) is None
     assert byte_range(b"bytes=-0", 0) == (0, -1)
@@ -653,7 +653,7 @@ MALFORMED = [
 
 
 @pytest.mark.parametrize(("text", "words"), MALFORMED)
-def test_a_malformed_directive_forbids_what_a_word_in_it_forbids(text, words):
+def test_malformed_directive_forbids_by_each_restrictive_word_in_it(text, words):
     """What the author wanted is plain enough; nginx and Varnish take these words in any place, too."""
     for values in ([text], ["max-age=60", text], [text, "max-age=60"], ["a=1", text, 'x="y"']):
         found = parse_directives([value.encode("latin-1") for value in values])
@@ -669,14 +669,14 @@ def test_a_malformed_directive_forbids_what_a_word_in_it_forbids(text, words):
         "ext=max-age", "max-age=05;", "max-age=0.5;", "mmax-age=0;", "public; max-age=60",
     ],
 )  # fmt: skip
-def test_what_only_looks_like_a_word_that_forbids_does_not(text):
+def test_text_that_only_resembles_a_restrictive_directive_forbids_nothing(text):
     found = parse_directives([text.encode()])
     assert found.keys().isdisjoint(("no-store", "no-cache", "private", "proxy-revalidate", "must-revalidate"))
     assert found.get("max-age") != "0"
 
 
 @pytest.mark.parametrize("text", ["public;", "must-understand;", "must-revalidate;", 'public="', "public=a b"])
-def test_a_malformed_directive_allows_nothing(text):
+def test_malformed_permissive_directive_is_ignored(text):
     found = parse_directives([text.encode()])
     assert found.keys().isdisjoint(("public", "must-understand", "must-revalidate"))
 
@@ -691,7 +691,7 @@ def test_a_malformed_directive_allows_nothing(text):
         (b"private=?0;no-store", {"no-store"}),
     ],
 )
-def test_a_parameter_of_a_targeted_directive_that_forbids_counts(value, words):
+def test_restrictive_parameter_of_a_targeted_directive_counts_as_a_directive(value, words):
     """A deviation from RFC 9213 2.1, by which parameters mean nothing."""
     found = parse_targeted_directives([value])
     assert found.keys() == words

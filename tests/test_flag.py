@@ -8,7 +8,7 @@ from swr.engine.one_shot_event import OneShotEvent
 pytestmark = pytest.mark.anyio
 
 
-async def test_all_who_wait_are_woken():
+async def test_set_wakes_all_waiting_tasks():
     flag, woken = OneShotEvent(), []
 
     async def wait(name: str) -> None:
@@ -25,7 +25,7 @@ async def test_all_who_wait_are_woken():
     assert (sorted(woken), flag.is_set()) == (["one", "two"], True)
 
 
-async def test_what_has_happened_is_not_waited_for_but_others_have_their_turn():
+async def test_wait_after_set_returns_once_other_tasks_had_a_turn():
     flag, others = OneShotEvent(), []
     flag.set()
     flag.set()
@@ -41,7 +41,7 @@ async def test_what_has_happened_is_not_waited_for_but_others_have_their_turn():
             assert others
 
 
-async def test_who_leaves_in_the_turn_in_which_it_happens_holds_up_no_other():
+async def test_task_cancelled_at_the_moment_of_set_does_not_block_other_waiters():
     flag, woken = OneShotEvent(), []
 
     async def wait(name: str, scope: anyio.CancelScope) -> None:

@@ -46,11 +46,11 @@ def ranked(pairs: Iterator[tuple[str, str]]) -> list[tuple[str, int, int]]:
     return sorted(lines, key=lambda line: (-line[2], line[0]))[:100]
 
 
-def test_every_flight_is_there(path: Path, rows: list[dict[str, str]]) -> None:
+def test_database_holds_all_336776_flights(path: Path, rows: list[dict[str, str]]) -> None:
     assert ask(path, "SELECT COUNT(*) FROM flights") == [(len(rows),)] == [(336_776,)]
 
 
-def test_gaps_are_null(path: Path, rows: list[dict[str, str]]) -> None:
+def test_missing_values_are_null(path: Path, rows: list[dict[str, str]]) -> None:
     for column in ("tailnum", "arr_delay"):
         gaps = sum(row[column] in ("", "NA") for row in rows)
         assert gaps > 2_000
@@ -58,13 +58,13 @@ def test_gaps_are_null(path: Path, rows: list[dict[str, str]]) -> None:
         assert ask(path, f"SELECT COUNT(*) FROM flights WHERE {column} IN ('', 'NA')") == [(0,)]
 
 
-def test_there_are_105_airports_the_busiest_first(flights: Flights) -> None:
+def test_airports_returns_105_airports_busiest_first(flights: Flights) -> None:
     airports = flights.airports()
     assert len(airports) == len(set(airports)) == 105
     assert airports[:3] == ["ORD", "ATL", "LAX"]
 
 
-def test_every_airports_ranking_is_right(flights: Flights, rows: list[dict[str, str]]) -> None:
+def test_by_delay_matches_the_csv_for_every_airport(flights: Flights, rows: list[dict[str, str]]) -> None:
     to: dict[str, list[dict[str, str]]] = defaultdict(list)
     for row in rows:
         to[row["dest"]].append(row)
@@ -75,22 +75,22 @@ def test_every_airports_ranking_is_right(flights: Flights, rows: list[dict[str, 
         assert [line.rank for line in aircraft] == list(range(1, len(expected) + 1))
 
 
-def test_the_ranking_by_miles_is_right(flights: Flights, rows: list[dict[str, str]]) -> None:
+def test_by_miles_matches_the_csv(flights: Flights, rows: list[dict[str, str]]) -> None:
     expected = ranked((row["tailnum"], row["distance"]) for row in rows)
     aircraft = flights.by_miles()
     assert [(line.tailnum, line.flights, line.total) for line in aircraft] == expected
     assert aircraft[0].airline == "American Airlines Inc."
 
 
-def test_an_airport_without_a_known_delay_has_an_empty_ranking(flights: Flights) -> None:
+def test_airport_without_known_delays_has_an_empty_ranking(flights: Flights) -> None:
     assert flights.by_delay("LGA") == []
 
 
-def test_a_limit_cuts_the_ranking(flights: Flights) -> None:
+def test_limit_shortens_the_ranking(flights: Flights) -> None:
     assert flights.by_delay("ATL", limit=3) == flights.by_delay("ATL")[:3]
 
 
-def test_new_rows_change_one_ranking(flights: Flights) -> None:
+def test_added_flights_change_only_the_ranking_of_their_airport(flights: Flights) -> None:
     before, other = flights.by_delay("BOS"), flights.by_delay("ATL")
     late = Flight("N0TNEW", carrier="DL", arr_delay=1_000_000)
     flights.add("BOS", [late, late])
@@ -105,7 +105,7 @@ def test_new_rows_change_one_ranking(flights: Flights) -> None:
     assert flights.by_delay("ATL") == other
 
 
-def test_every_query_of_every_object_counts_as_a_load(path: Path) -> None:
+def test_ranking_queries_of_all_objects_count_as_loads_but_airports_does_not(path: Path) -> None:
     one, other = Flights(path), Flights(path)
     before = one.loads
     one.by_delay("ATL")
@@ -114,12 +114,12 @@ def test_every_query_of_every_object_counts_as_a_load(path: Path) -> None:
     assert one.loads == other.loads == before + 2
 
 
-def test_a_missing_database_is_named(tmp_path: Path) -> None:
+def test_missing_database_raises_an_error_with_its_path_and_is_not_created(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match=r"nowhere\.db"):
         Flights(tmp_path / "nowhere.db")
     assert not (tmp_path / "nowhere.db").exists()
 
 
-def test_what_is_there_is_not_overwritten(path: Path) -> None:
+def test_build_refuses_to_overwrite_an_existing_file(path: Path) -> None:
     with pytest.raises(FileExistsError):
         build(path)

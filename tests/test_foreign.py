@@ -50,7 +50,9 @@ class TestLeases:
 
     @pytest.mark.parametrize("seconds", [None, 10**8, 60])
     @pytest.mark.parametrize("text", FOREIGN, ids=lambda text: text[:24])
-    async def test_what_is_no_lease_of_swr_keeps_no_reader_waiting(self, server: Server, caplog, text, seconds):
+    async def test_foreign_lease_value_is_replaced_without_blocking_readers(
+        self, server: Server, caplog, text, seconds
+    ):
         if seconds == 60 and text == self.FOREIGN[0]:
             pytest.skip("nothing tells it from a lease")
         async with Cache(server.url, timeout=2) as cache:
@@ -63,14 +65,14 @@ class TestLeases:
                 assert server.command("EXISTS", f"swr:{{{key}}}:l") == b":0\r\n"
         assert caplog.text.count("swr replaced a lease of 'k'") == 1
 
-    async def test_a_list_in_place_of_a_lease_keeps_no_reader_waiting(self, server: Server, caplog):
+    async def test_list_in_place_of_a_lease_is_replaced_without_blocking_readers(self, server: Server, caplog):
         async with Cache(server.url, timeout=2) as cache:
             server.command("RPUSH", "swr:{k}:l", "x")
             assert (await cache.get_or_load("k", Counter(), LONG)).value == 1
         assert caplog.text.count("swr replaced a lease of 'k'") == 1
 
-    async def test_a_lease_without_an_end_gives_no_value_away_that_was_invalidated(self, server: Server):
-        """Nor does a version in it that is far too high make those after it too long."""
+    async def test_foreign_lease_without_expiry_never_brings_back_an_invalidated_value(self, server: Server):
+        """If the version in the foreign lease is far too high, later versions still have their usual length."""
         load = Counter()
         async with Cache(server.url, timeout=2) as one, Cache(server.url, timeout=2) as other:
             for text in self.FOREIGN:
@@ -83,19 +85,19 @@ class TestLeases:
                 assert (await other.get_or_load("k", load, LONG)).value == value
                 await until(lambda: other.engine.store.peek("k") is not None)
 
-    def test_a_lease_for_more_than_a_day_is_refused(self):
+    def test_lease_for_of_more_than_a_day_is_refused(self):
         with pytest.raises(ConfigurationError, match="more than a day"):
             Cache("redis://127.0.0.1:1", lease_for="2d")
 
     @pytest.mark.parametrize("text", FOREIGN)
-    def test_inspect_shows_no_lease(self, server: Server, capsys, text):
+    def test_inspect_exits_1_for_a_key_with_only_a_foreign_lease(self, server: Server, capsys, text):
         server.command("SET", "swr:{k}:l", text)
         assert main(["inspect", "k", "--redis", server.url]) == 1
 
 
 class TestEntries:
     @pytest.mark.parametrize("version", ["9" * 16, "0" * 15 + "1", "1" + "0" * 15])
-    async def test_an_entry_whose_version_was_changed_is_a_miss(self, server: Server, caplog, version):
+    async def test_entry_with_a_changed_version_is_a_miss(self, server: Server, caplog, version):
         redis = Redis.from_url(server.url)
         load = Counter()
         async with Cache(server.url, timeout=2) as one:
@@ -114,7 +116,7 @@ class TestEntries:
         await redis.aclose()
 
     @pytest.mark.parametrize("tombstone", ["9" * 16 + "t", "9" * 17 + "t"])
-    async def test_an_invalidation_of_the_far_future_hinders_no_load(self, server: Server, tombstone):
+    async def test_invalidation_marker_from_the_far_future_blocks_no_load(self, server: Server, tombstone):
         load = Counter()
         async with Cache(server.url, timeout=2) as one, Cache(server.url, timeout=2) as other:
             server.command("SET", "swr:{k}", tombstone)
@@ -142,7 +144,7 @@ SUMMARIES = (
 class TestTagVersions:
     @pytest.mark.uncounted
     @pytest.mark.parametrize("text", SUMMARIES, ids=lambda text: text[:20] + str(len(text)))
-    async def test_a_foreign_newest_version_outdates_everything_and_invalidations_go_on(
+    async def test_foreign_newest_tag_version_outdates_everything_and_invalidations_still_work(
         self, server: Server, caplog, text
     ):
         load = Counter()
@@ -166,7 +168,7 @@ class TestTagVersions:
 
     @pytest.mark.uncounted
     @pytest.mark.parametrize("text", SUMMARIES, ids=lambda text: text[:20] + str(len(text)))
-    async def test_an_invalidation_that_finds_a_foreign_newest_version_outdates_everything(self, server: Server, text):
+    async def test_invalidation_outdates_everything_if_the_newest_tag_version_is_foreign(self, server: Server, text):
         load = Counter()
         async with Cache(server.url, timeout=2) as one:
             await one.get_or_load("k", load, TAGGED)
@@ -190,7 +192,7 @@ class TestTagVersions:
         ],
         ids=" ".join,
     )
-    async def test_foreign_versions_of_tags_outdate_everything(self, server: Server, command):
+    async def test_foreign_tag_versions_outdate_everything(self, server: Server, command):
         load = Counter()
         async with Cache(server.url, timeout=2) as one:
             await one.get_or_load("k", load, TAGGED)
@@ -206,7 +208,7 @@ class TestTagVersions:
                 await until(lambda: last.engine.store.peek("k") is None)
                 assert [(await cache.get_or_load("k", load, TAGGED)).value for cache in (late, last)] == [value] * 2
 
-    async def test_members_that_are_not_swrs_are_no_tags(self, server: Server):
+    async def test_foreign_members_among_tag_versions_are_ignored(self, server: Server):
         redis = Redis.from_url(server.url)
         load = Counter()
         async with Cache(server.url, timeout=2) as one:
@@ -220,8 +222,8 @@ class TestTagVersions:
         await redis.aclose()
 
 
-class TestMessages:
-    async def test_no_message_says_that_redis_is_unreachable_or_reachable(self, server: Server, caplog):
+class TestNotifications:
+    async def test_forged_notification_cannot_report_redis_unreachable_or_reachable(self, server: Server, caplog):
         told = []
         async with Cache(server.url, timeout=2) as cache:
             await cache.get_or_load("k", Counter(), LONG)
@@ -240,7 +242,7 @@ class TestMessages:
 
     @pytest.mark.parametrize("name", ["*", "tt"])
     @pytest.mark.parametrize("version", ["9" * 16, "2" + "0" * 15])
-    async def test_a_tag_version_of_the_far_future_is_ignored(self, server: Server, caplog, name, version):
+    async def test_forged_tag_version_from_the_far_future_is_ignored(self, server: Server, caplog, name, version):
         load = Counter()
         async with Cache(server.url, timeout=2) as one, Cache(server.url, timeout=2) as other:
             for cache in (one, other):
@@ -254,7 +256,7 @@ class TestMessages:
         assert max(versions(server)) < 19 * 10**14
 
     @pytest.mark.parametrize("name", ["", "x", "!", "t", "t\udcff"])
-    async def test_a_message_about_what_is_no_tag_is_ignored(self, server: Server, caplog, name):
+    async def test_notification_with_an_invalid_tag_name_is_ignored(self, server: Server, caplog, name):
         async with Cache(server.url, timeout=2) as cache:
             await cache.get_or_load("k", Counter(), TAGGED)
             now = cache.engine.store.tag_versions.newest + 1
@@ -264,7 +266,7 @@ class TestMessages:
             await until(lambda: "was ignored" in caplog.text)
             assert (await cache.get_or_load("k", Counter(), TAGGED)).state is State.FRESH
 
-    async def test_a_forged_tag_version_within_a_day_outdates_everything_at_most(self, server: Server):
+    async def test_forged_tag_version_less_than_a_day_ahead_only_causes_new_loads(self, server: Server):
         load = Counter()
         async with Cache(server.url, timeout=2) as one, Cache(server.url, timeout=2) as other:
             for cache in (one, other):
@@ -283,12 +285,14 @@ class TestMessages:
 INTERNAL = ("*", "!", "t", "b", "h", "t*", "\0")
 
 
-class TestInternalNames:
-    """A tag is what a user says it is, whatever swr calls its own."""
+class TestReservedTagNames:
+    """Names that swr uses internally are ordinary names for tags of users."""
 
     @pytest.mark.uncounted
     @pytest.mark.parametrize("tag", INTERNAL)
-    async def test_a_group_with_an_internal_name_is_a_tag_like_others(self, place_url: str | None, tag, server: Server):
+    async def test_tag_with_a_reserved_name_invalidates_only_its_own_entries(
+        self, place_url: str | None, tag, server: Server
+    ):
         load = Counter()
 
         async with Cache(place_url and server.url) as one, Cache(place_url and server.url) as other:
@@ -308,7 +312,7 @@ class TestInternalNames:
             assert await group(tag) == 4
 
     @pytest.mark.parametrize("tag", INTERNAL)
-    async def test_nor_does_it_while_redis_is_unreachable(self, tag):
+    async def test_tag_with_a_reserved_name_works_the_same_while_redis_is_unreachable(self, tag):
         load = Counter()
         async with Cache("redis://127.0.0.1:1/0") as cache:
             await cache.get_or_load("a", load, TAGGED)
@@ -318,7 +322,7 @@ class TestInternalNames:
             assert (await cache.get_or_load("b", load, Policy(600, tags=(tag,)))).value > 2
 
     @pytest.mark.parametrize("tag", ["*", "!"])
-    def test_the_command_takes_it_for_a_tag(self, server: Server, capsys, tag):
+    def test_invalidate_command_treats_a_reserved_name_as_a_tag(self, server: Server, capsys, tag):
         load = Counter()
 
         async def read() -> int:
@@ -329,7 +333,7 @@ class TestInternalNames:
         assert main(["invalidate", "--tag", tag, "--redis", server.url]) == 0
         assert asyncio.run(read()) == 1
 
-    async def test_a_rule_whose_tag_is_empty_clears_nothing(self, server: Server):
+    async def test_post_to_a_rule_whose_tag_is_an_asterisk_does_not_clear_the_cache(self, server: Server):
         app = App()
         async with Cache(server.url, timeout=2) as cache:
             await cache.get_or_load("k", Counter(), LONG)

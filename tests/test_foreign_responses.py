@@ -44,13 +44,13 @@ FOREIGN = {
     "NUL in a value": response(headers=[(b"x", b"a\0b")]),
     "a line break in a name": response(headers=[(b"x\r\ny", b"a")]),
     "a space in a name": response(headers=[(b"x y", b"a")]),
-    "no name": response(headers=[(b"", b"a")]),
+    "empty name": response(headers=[(b"", b"a")]),
     "a name that is not ASCII": response(headers=[(b"\xe4", b"a")]),
     "many fields": response(headers=[(b"a", b"b")] * 1001),
     "another length": response(headers=[(b"content-length", b"8")]),
-    "no length": response(headers=[(b"content-length", b"x")]),
+    "unreadable length": response(headers=[(b"content-length", b"x")]),
     "two lengths": response(headers=[(b"content-length", b"7"), (b"content-length", b"8")]),
-    "a coding": response(headers=[(b"Transfer-Encoding", b"chunked")]),
+    "a transfer coding": response(headers=[(b"Transfer-Encoding", b"chunked")]),
     "negative age": response(initial_age=-1),
     "great age": response(initial_age=2**62),
     "NaN": response(stale_if_error=math.nan),
@@ -58,13 +58,13 @@ FOREIGN = {
     "negative overdue": response(overdue=-1),
     "negative first": response(first=-1, complete=100),
     "past the end": response(first=94, complete=100),
-    "first of a whole": response(first=1),
+    "first without complete": response(first=1),
     "negative complete": response(complete=-1),
-    "names that are none": response(names=("a\nb",)),
-    "names that are no text": response(names=("\u1234",)),
-    "ignored names that are none": response(ignores=("\x7f",)),
+    "invalid names": response(names=("a\nb",)),
+    "non-ASCII names": response(names=("\u1234",)),
+    "invalid ignored names": response(ignores=("\x7f",)),
     "many names": response(names=tuple(f"x-{number}" for number in range(65))),
-    "varying by what no field is called": Varies(("\u1234",), ()),
+    "varying by a non-ASCII name": Varies(("\u1234",), ()),
     "varying by a line break": Varies(("a\r\nb",), ()),
     "varying by 10,000 names": Varies(tuple(f"x{number}" for number in range(10_000)), ()),
     "a million variants": Varies(("accept",), ("\nvary: x",) * 1_000_000),
@@ -94,7 +94,7 @@ def frame_of(value, clock, **changes):
     return frames.encode(KEY, entry, UNCHECKED)
 
 
-async def test_a_stored_response_is_read_and_served(server, clock, caplog):
+async def test_valid_stored_response_is_served_without_log(server, clock, caplog):
     async with Cache(server.url, timeout=5, clock=clock) as cache:
         await cache.engine.ready()
         newest = cache.engine.store.tag_versions.newest
@@ -103,7 +103,7 @@ async def test_a_stored_response_is_read_and_served(server, clock, caplog):
 
 
 @pytest.mark.parametrize("value", FOREIGN.values(), ids=FOREIGN)
-async def test_what_is_no_response_is_a_miss_logged_once(server, clock, caplog, value):
+async def test_invalid_stored_response_is_a_miss_and_logged_once(server, clock, caplog, value):
     texts, logged = await stored_as(server, clock, caplog, frame_of(value, clock))
     assert texts == ["ours"] * 12
     assert len(logged) == 1
@@ -112,7 +112,7 @@ async def test_what_is_no_response_is_a_miss_logged_once(server, clock, caplog, 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf, 1e300, -1e13])
 @pytest.mark.parametrize("time", TIMES)
-async def test_a_time_that_is_none_is_a_miss_logged_once(server, clock, caplog, time, value):
+async def test_entry_with_invalid_time_is_a_miss_and_logged_once(server, clock, caplog, time, value):
     texts, logged = await stored_as(server, clock, caplog, frame_of(GOOD, clock, **{time: value}))
     assert texts == ["ours"] * 12
     assert len(logged) == 1
@@ -120,27 +120,27 @@ async def test_a_time_that_is_none_is_a_miss_logged_once(server, clock, caplog, 
 
 
 @pytest.mark.parametrize("version", [b"+000000000000017", b" 00000000000017 ", b"00000000000_0017"])
-async def test_a_version_that_is_none_is_a_miss_and_repaired(server, clock, caplog, version):
+async def test_entry_with_malformed_version_is_a_miss_and_logged_once(server, clock, caplog, version):
     texts, logged = await stored_as(server, clock, caplog, version + frame_of(GOOD, clock)[16:])
     assert texts == ["ours"] * 12
     assert len(logged) == 1
     assert "its version is" in logged[0]
 
 
-async def test_the_last_version_of_all_is_a_miss_and_repaired(server, clock, caplog):
+async def test_entry_with_version_near_the_maximum_is_a_miss_and_logged_once(server, clock, caplog):
     texts, logged = await stored_as(server, clock, caplog, frame_of(GOOD, clock, version=9_999_999_999_999_998))
     assert texts == ["ours"] * 12
     assert len(logged) == 1
 
 
-async def test_variants_that_varies_names_and_that_are_not_there_are_loaded(server, clock, caplog):
+async def test_missing_variants_named_by_a_stored_varies_are_loaded(server, clock, caplog):
     value = Varies(("accept", "x-%y {z}"), ("\nvary: x", "", "\r\n"))
     texts, _ = await stored_as(server, clock, caplog, frame_of(value, clock))
     assert texts == ["ours"] * 12
 
 
 @pytest.mark.parametrize("headers", [[(b"x", b"a\r\nb")], [(b"x y", b"a")], [(b"x", b"\x01")], [(b"", b"")]])
-async def test_an_answer_of_the_app_that_no_server_could_send_is_not_stored(headers):
+async def test_app_response_with_malformed_field_is_not_stored(headers):
     app = App([*MAX_AGE, *headers])
     async with Cache() as cache:
         middleware = SWRMiddleware(app, cache)
@@ -152,7 +152,7 @@ async def test_an_answer_of_the_app_that_no_server_could_send_is_not_stored(head
             assert app.runs == run
 
 
-def test_what_swr_stores_passes_the_check():
+def test_responses_that_swr_stores_pass_the_check():
     headers = [(b"X-Y", b"\xe4 \t,"), (b"content-length", b"3"), (b"content-length", b"3")]
     check(as_stored(200, headers, b"abc", Verdict(Policy(1), vary=("accept",), ignores=("x",))))
     check(response(status=206, first=93, complete=100))
@@ -160,7 +160,7 @@ def test_what_swr_stores_passes_the_check():
     assert RESPONSES.fingerprint == UNCHECKED.fingerprint
 
 
-def test_a_check_applies_to_what_is_read_alone():
+def test_codec_check_runs_on_decode_only():
     def refuse(value):
         raise CodecError(f"{value} was read")
 

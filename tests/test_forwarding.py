@@ -98,7 +98,7 @@ async def codes(app, *values, path="/x"):
 )
 @pytest.mark.parametrize("way", ["response", "collected"])
 @pytest.mark.parametrize("is_fastapi", [True, False])
-async def test_an_endpoint_that_gives_a_copy_of_the_scope_to_a_guarded_app_keeps_its_guard(
+async def test_guard_still_decides_when_an_endpoint_gives_its_app_a_copy_of_the_scope(
     cache, way, copy, terms, is_fastapi
 ):
     inner, made_by = guarded(terms, cache), COPIES[copy]
@@ -128,7 +128,7 @@ class Holder:
 @pytest.mark.uncounted
 @pytest.mark.parametrize("terms", ["rule", "max-age"])
 @pytest.mark.parametrize("place", ["app", "route", "mount", "inner mount"])
-async def test_an_object_that_gives_a_copy_to_an_app_that_it_hides_keeps_the_guard_of_that(cache, terms, place):
+async def test_guard_still_decides_when_an_object_hides_its_app_and_copies_the_scope(cache, terms, place):
     holder = Holder(guarded(terms))
     app = FastAPI()
     if place == "app":
@@ -144,7 +144,7 @@ async def test_an_object_that_gives_a_copy_to_an_app_that_it_hides_keeps_the_gua
 
 
 @pytest.mark.parametrize("copies", [False, True])
-async def test_links_keep_nothing_from_being_stored_and_middleware_that_copies_the_scope_does(cache, copies):
+async def test_endpoint_with_links_is_cached_unless_middleware_copies_the_scope(cache, copies):
     app = FastAPI()
 
     @app.get("/x", name="page")
@@ -264,7 +264,7 @@ async def seen_by(app, address):
 @pytest.mark.parametrize("terms", ["rule", "decorator"])
 @pytest.mark.parametrize("dependency", LOOKING, ids=lambda each: getattr(each, "__name__", type(each).__name__))
 @pytest.mark.parametrize("outside", [True, False])
-async def test_an_argument_that_looks_at_the_request_is_each_readers_own(cache, dependency, terms, outside):
+async def test_response_is_not_shared_if_an_argument_reads_the_request(cache, dependency, terms, outside):
     app, bare = FastAPI(), FastAPI()
     arguments(bare, dependency)
     arguments(app, dependency, cache if terms == "decorator" else None)
@@ -280,7 +280,7 @@ async def test_an_argument_that_looks_at_the_request_is_each_readers_own(cache, 
         assert ("argument who" if outside else 'detail="address') in found.headers["cache-status"]
 
 
-async def test_key_of_the_middleware_and_shared_say_what_such_an_argument_means(cache):
+async def test_key_or_shared_true_allows_caching_if_an_argument_reads_the_request(cache):
     keyed, shared = FastAPI(), FastAPI()
     arguments(keyed, by_address)
     keyed.add_middleware(
@@ -297,7 +297,7 @@ async def test_key_of_the_middleware_and_shared_say_what_such_an_argument_means(
     assert found == ["for a", "for a"]
 
 
-async def test_an_error_that_such_an_argument_may_have_made_is_not_for_others(cache):
+async def test_error_is_not_shared_if_an_argument_reads_the_request(cache):
     app = FastAPI()
 
     @app.get("/x")
@@ -324,7 +324,7 @@ def nothing(request: Request) -> str:
 @pytest.mark.uncounted
 @pytest.mark.parametrize("dependency", [pool, pool_of_a_connection, nothing])
 @pytest.mark.parametrize("way", ["rule", "decorator", "guard", "behind"])
-async def test_a_dependency_that_takes_the_request_for_its_app_alone_is_about_nobody(cache, dependency, way):
+async def test_response_is_shared_if_a_dependency_reads_only_the_app_of_the_request(cache, dependency, way):
     app = FastAPI()
     app.state.pool = "pool"
     guards = [Depends(dependency)] if way == "guard" else [Depends(HTTPBearer())] if way == "behind" else []
@@ -346,7 +346,7 @@ async def test_a_dependency_that_takes_the_request_for_its_app_alone_is_about_no
     ]
 
 
-async def test_an_endpoint_that_takes_the_request_for_its_app_alone_is_shared_behind_a_login(cache):
+async def test_guarded_response_is_shared_if_the_endpoint_reads_only_the_app(cache):
     app = FastAPI(dependencies=[Depends(HTTPBearer())])
     app.state.pool = "pool"
 
@@ -402,7 +402,7 @@ def _scope_of_the_app_and_more(request):
         _under_a_signature_of_its_own, functools.partial(pool), functools.wraps(pool)(lambda *args: args), ByCall(), Request,
     ],
 )  # fmt: skip
-def test_what_does_not_show_that_it_takes_the_app_alone_may_look_at_anything(function):
+def test_function_that_may_read_more_than_the_app_counts_as_reading_the_request(function):
     assert looks_at_request(function, "request")
 
 
@@ -411,7 +411,7 @@ def _both(request, other):
 
 
 @pytest.mark.parametrize("name", ["request", "other"])
-def test_what_takes_the_app_alone_looks_at_nothing_else(name):
+def test_function_that_reads_only_the_app_does_not_count_as_reading_the_request(name):
     assert not looks_at_request(_both, name)
     assert not looks_at_request(lambda request, other: "request", name)
 
@@ -486,7 +486,9 @@ OF_OTHER_FORMS = [
         *((of_any, False) for of_any in (of_client, OfClass, *OF_OTHER_FORMS)),
     ],
 )
-async def test_an_endpoint_that_takes_the_address_of_its_client_answers_each(cache, endpoint, is_fastapi, terms):
+async def test_endpoint_that_reads_the_client_address_is_cached_only_with_shared_true(
+    cache, endpoint, is_fastapi, terms
+):
     app = FastAPI() if is_fastapi else Starlette()
     if terms != "rule":
         decorate = cache.response(fresh_for=60, shared=terms == "shared")
@@ -510,7 +512,7 @@ async def test_an_endpoint_that_takes_the_address_of_its_client_answers_each(cac
 
 
 @pytest.mark.parametrize("is_fastapi", [True, False])
-async def test_an_endpoint_that_takes_something_else_of_its_request_is_cached_in_front(cache, is_fastapi):
+async def test_endpoint_that_reads_no_client_address_is_cached(cache, is_fastapi):
     app = FastAPI() if is_fastapi else Starlette()
     app.state.client = "a client of a database"
     app.get("/x", name="x")(of_the_pool) if is_fastapi else app.add_route("/x", of_the_pool, name="x")
@@ -519,14 +521,14 @@ async def test_an_endpoint_that_takes_something_else_of_its_request_is_cached_in
         assert [(await http.get("/x")).headers["swr-state"] for _ in range(2)] == ["missing", "fresh"]
 
 
-def test_what_has_no_code_to_read_takes_no_address():
+def test_callable_counts_as_reading_the_address_only_if_its_code_shows_it():
     assert not reads_address(len)
     assert not reads_address(None)
     assert reads_address(OfObject())
     assert reads_address(OfObject().__call__)
 
 
-async def test_the_page_of_a_router_for_all_other_paths_is_cached(cache):
+async def test_default_page_of_a_mounted_router_is_cached(cache):
     """A router copies the scope to look for a path with another slash."""
     site = Starlette(routes=[Route("/other", lambda request: PlainTextResponse("other"))])
     site.router.default = PlainTextResponse("page")
@@ -539,10 +541,8 @@ async def test_the_page_of_a_router_for_all_other_paths_is_cached(cache):
 
 
 @pytest.mark.parametrize("said", [None, "stale-while-revalidate=30"])
-async def test_an_endpoint_that_takes_the_address_and_is_said_to_be_shared_is_stored_behind_its_dependencies(
-    cache, said
-):
-    """The word is about those that the dependencies of the route admit, so nothing is stored in front of them."""
+async def test_shared_endpoint_that_reads_the_address_is_stored_after_dependencies(cache, said):
+    """`shared=True` is about clients that the dependencies of the route admit; swr stores nothing in front of them."""
     app = FastAPI()
 
     @app.get("/x")

@@ -41,7 +41,7 @@ class Site:
 
 
 class TestGZip:
-    async def test_outside_one_stored_body_serves_every_coding(self, cache):
+    async def test_gzip_outside_swr_serves_every_coding_from_one_stored_body(self, cache):
         site = Site(Middleware(GZipMiddleware), Middleware(SWRMiddleware, cache=cache))
         async with client(site.app) as http:
             for coding, expected in (("gzip", "gzip"), ("identity", None), ("gzip", "gzip")):
@@ -49,7 +49,7 @@ class TestGZip:
                 assert (answer.text, answer.headers.get("content-encoding")) == (BODY, expected)
         assert site.runs == 1
 
-    async def test_inside_each_coding_is_stored_and_nothing_is_compressed_twice(self, cache):
+    async def test_gzip_inside_swr_runs_once_for_each_coding(self, cache):
         site = Site(Middleware(SWRMiddleware, cache=cache), Middleware(GZipMiddleware))
         async with client(site.app) as http:
             for _ in range(2):
@@ -58,7 +58,7 @@ class TestGZip:
                     assert (answer.text, answer.headers.get("content-encoding")) == (BODY, expected)
         assert site.runs == 2
 
-    async def test_a_range_is_of_the_stored_coding(self, cache):
+    async def test_range_selects_bytes_of_the_stored_coding(self, cache):
         """RFC 9110 14.1: of the selected representation, and its coding is part of that."""
         site = Site(Middleware(SWRMiddleware, cache=cache), Middleware(GZipMiddleware))
         async with client(site.app) as http:
@@ -74,7 +74,7 @@ class TestGZip:
 class TestCORS:
     CORS = Middleware(CORSMiddleware, allow_origins=["http://a", "http://b"])
 
-    async def test_outside_the_answer_fits_each_clients_origin(self, cache):
+    async def test_cors_outside_swr_sends_each_client_its_own_allowed_origin(self, cache):
         site = Site(self.CORS, Middleware(SWRMiddleware, cache=cache))
         async with client(site.app) as http:
             for origin in (None, "http://a", "http://b", "http://a", "http://c"):
@@ -86,7 +86,7 @@ class TestCORS:
         # Each origin has a response of its own, also where the app does not look at it.
         assert site.runs == 4
 
-    async def test_inside_no_origin_is_given_the_answer_for_another(self, cache):
+    async def test_cors_inside_swr_gives_no_origin_the_response_for_another(self, cache):
         site = Site(Middleware(SWRMiddleware, cache=cache), self.CORS)
         async with client(site.app) as http:
             for origin in ("http://a", "http://b", "http://a"):
@@ -96,7 +96,7 @@ class TestCORS:
 
 
 class TestSessions:
-    async def test_outside_a_session_costs_its_owner_the_cache_and_nobody_else_anything(self, cache):
+    async def test_session_outside_swr_bypasses_the_cache_only_for_its_owner(self, cache):
         site = Site(Middleware(SessionMiddleware, secret_key="s"), Middleware(SWRMiddleware, cache=cache))
         async with client(site.app) as http:
             await http.get("/x")
@@ -105,7 +105,7 @@ class TestSessions:
             assert answer.headers["cache-status"] == 'swr; fwd=bypass; detail="cookie"'
         assert site.runs == 2
 
-    async def test_inside_what_it_sets_a_cookie_on_is_not_stored(self, cache):
+    async def test_response_with_a_session_cookie_set_inside_swr_is_not_stored(self, cache):
         async def endpoint(request):
             request.session["seen"] = True
             return PlainTextResponse("mine", headers={"cache-control": "max-age=60"})
@@ -121,7 +121,7 @@ class TestSessions:
 
 
 class TestFastAPI:
-    async def test_dependencies_with_yield_are_of_each_run(self, cache, clock):
+    async def test_dependencies_with_yield_are_opened_and_closed_in_each_run(self, cache, clock):
         app, order = FastAPI(), []
 
         async def session():
@@ -144,7 +144,7 @@ class TestFastAPI:
             assert brief(await http.get("/x")) == (200, "4", "fresh")
         assert order == ["open", "run", "close"] * 2
 
-    async def test_a_transaction_that_ends_after_the_response_is_not_overlooked(self, cache):
+    async def test_put_invalidates_again_after_its_transaction_is_committed(self, cache):
         """A write is committed by a dependency's exit code, which FastAPI runs after the response is sent."""
         app, rows = FastAPI(), {"value": 1}
         reads = []
@@ -171,7 +171,7 @@ class TestFastAPI:
             await http.put("/x")
             assert (reads, (await http.get("/x")).text) == (["1"], "2")
 
-    async def test_background_tasks_run_once_for_each_run_of_the_app(self, cache):
+    async def test_background_task_runs_once_for_each_run_of_the_app_and_not_for_hits(self, cache):
         app, ran = FastAPI(), []
 
         @app.get("/x")
@@ -188,7 +188,7 @@ class TestFastAPI:
 
 
 class TestMounts:
-    async def test_around_an_app_its_mounts_are_keys_of_their_own(self, cache):
+    async def test_same_path_in_two_mounts_has_two_entries(self, cache):
         site, other = Site(), Site()
         app = Starlette(routes=[Mount("/a", site.app), Mount("/b", other.app)])
         app.add_middleware(SWRMiddleware, cache=cache)
@@ -197,8 +197,8 @@ class TestMounts:
                 assert (await http.get(path)).text == BODY
         assert (site.runs, other.runs) == (1, 1)
 
-    async def test_in_a_mounted_app_rules_and_keys_have_whole_paths(self, cache, clock):
-        """And a background run finds its way through `root_path` as the first one did."""
+    async def test_rules_and_keys_in_a_mounted_app_use_whole_paths(self, cache, clock):
+        """A background run, too, finds its route through `root_path`."""
         rules = [Rule("/a/x", fresh_for=10, stale_for=60, tags=("mine",))]
         site = Site(Middleware(SWRMiddleware, cache=cache, rules=rules), headers={"x": "y"})
         app = Starlette(routes=[Mount("/a", site.app)])
@@ -212,7 +212,7 @@ class TestMounts:
             assert (await http.get("/a/x")).headers["swr-state"] == "missing"
         assert site.runs == 3
 
-    async def test_behind_a_proxy_that_strips_a_prefix(self, cache):
+    async def test_response_behind_a_prefix_is_cached_and_invalidated_by_its_whole_path(self, cache):
         app = FastAPI()
 
         @app.get("/x")
@@ -229,8 +229,8 @@ class TestMounts:
             assert (await http.get("/x")).headers["swr-state"] == "missing"
 
 
-class TestInsideOfRoutes:
-    """Background refreshes get what the routes around the middleware have found in the path and the host."""
+class TestMiddlewareInsideRoutes:
+    """Background refreshes get the parameters that the routes around the middleware found in path and host."""
 
     @staticmethod
     async def page(request):
@@ -254,7 +254,7 @@ class TestInsideOfRoutes:
         return [route, outer], "http://test/r/a"
 
     @pytest.mark.parametrize("kind", ["mount", "mount in a mount", "host", "mount with middleware", "route"])
-    async def test_a_refresh_keeps_the_parameters(self, caplog, kind):
+    async def test_refresh_keeps_the_parameters_of_path_and_host(self, caplog, kind):
         clock = FakeClock()
         async with Cache(clock=clock) as cache:
             routes, url = self.wrapped(cache, kind)
@@ -271,7 +271,7 @@ class TestInsideOfRoutes:
 class TestSecondRuns:
     """A second run of the app for one request gets the same as the first one."""
 
-    async def test_a_304_about_something_else_has_an_app_below_a_mount_asked_again(self, cache, clock):
+    async def test_304_with_another_etag_makes_a_mounted_app_run_again(self, cache, clock):
         fields = {"cache-control": "max-age=10", "etag": '"1"'}
 
         async def page(request):
@@ -286,9 +286,7 @@ class TestSecondRuns:
             assert brief(await http.get("/below/x")) == (200, "page", "missing")
             assert brief(await http.get("/below/x")) == (200, "page", "fresh")
 
-    async def test_an_error_whose_fallback_is_invalidated_meanwhile_is_that_of_the_app_below_a_mount(
-        self, cache, clock
-    ):
+    async def test_error_of_a_mounted_app_is_sent_if_its_fallback_was_invalidated(self, cache, clock):
         status, below = 200, FastAPI()
 
         async def failing():
@@ -310,9 +308,7 @@ class TestSecondRuns:
             assert brief(await http.get("/below/x")) == (500, "failed", "missing")
 
     @pytest.mark.parametrize("method", ["GET", "QUERY"])
-    async def test_an_error_whose_fallback_is_invalidated_meanwhile_is_that_of_an_app_that_reads_content(
-        self, cache, clock, method
-    ):
+    async def test_error_after_reading_content_is_sent_if_its_fallback_was_invalidated(self, cache, clock, method):
         status = 200
 
         async def failing(content):

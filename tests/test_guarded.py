@@ -201,7 +201,7 @@ PLACES = [
 
 @pytest.mark.parametrize("plain", [False, True], ids=["async", "def"])
 @pytest.mark.parametrize("place", PLACES)
-async def test_the_guard_runs_on_every_request_and_the_endpoint_once(cache, tokens, place, plain):
+async def test_guard_runs_on_every_request_and_endpoint_only_once(cache, tokens, place, plain):
     app, counted = FastAPI(), Counted(plain)
     place(app, cache.response(fresh_for=60)(counted.endpoint), GUARD)
     async with wrapped(cache, app) as http:
@@ -238,7 +238,7 @@ SCHEMES = [
 
 @pytest.mark.uncounted
 @pytest.mark.parametrize(("scheme", "fields"), SCHEMES, ids=lambda value: type(value).__name__)
-async def test_every_scheme_that_fastapi_declares_may_guard(cache, tokens, scheme, fields):
+async def test_every_fastapi_security_scheme_can_guard_a_cached_endpoint(cache, tokens, scheme, fields):
     by_query = isinstance(scheme, APIKeyQuery)
 
     def guard(found: Annotated[Any, Security(scheme)]) -> None:
@@ -285,7 +285,7 @@ def by_inner_dependency(token: Annotated[str, Depends(by_alias)]) -> str:
 
 
 @pytest.mark.parametrize("find", [by_parameter, by_alias, by_model, by_inner_dependency])
-async def test_a_guard_that_reads_the_query_runs_on_every_request_with_one(cache, tokens, find):
+async def test_guard_that_reads_the_query_runs_on_every_request_with_a_query(cache, tokens, find):
     def guard(token: Annotated[str, Depends(find)]) -> None:
         if token and token not in tokens:
             raise HTTPException(403)
@@ -304,7 +304,7 @@ async def test_a_guard_that_reads_the_query_runs_on_every_request_with_one(cache
 @pytest.mark.parametrize(
     "headers", [{"authorization": "Basic YTph"}, {"x-api-key": "a"}, {"x-odd": "a"}, {"cookie": "a=b"}]
 )
-async def test_whatever_keeps_a_request_out_of_the_cache_in_front(cache, headers):
+async def test_request_with_credentials_or_an_unknown_field_hits_behind_its_guard(cache, headers):
     def guard(request: Request) -> None:
         if not any(name in request.headers for name in headers):
             raise HTTPException(401)
@@ -317,7 +317,7 @@ async def test_whatever_keeps_a_request_out_of_the_cache_in_front(cache, headers
     assert counted.runs == 1
 
 
-async def test_a_field_that_guards_alone_ask_for_admits_and_does_not_select(cache, tokens):
+async def test_header_read_only_by_a_guard_admits_but_is_not_part_of_the_key(cache, tokens):
     def guard(x_token: Annotated[str, Header()], accept_language: Annotated[str, Header()] = "") -> None:
         if x_token not in tokens:
             raise HTTPException(403)
@@ -332,7 +332,7 @@ async def test_a_field_that_guards_alone_ask_for_admits_and_does_not_select(cach
     assert counted.runs == 1
 
 
-async def test_a_guard_that_may_read_any_field_keeps_all_requests_behind_it(cache, tokens):
+async def test_guard_that_reads_arbitrary_headers_runs_on_every_request(cache, tokens):
     class Fields(BaseModel, extra="allow"):
         pass
 
@@ -348,7 +348,7 @@ async def test_a_guard_that_may_read_any_field_keeps_all_requests_behind_it(cach
 
 
 @pytest.mark.parametrize("kind", [Request, HTTPConnection])
-async def test_a_guard_that_takes_the_request_keeps_all_requests_behind_it(cache, kind):
+async def test_guard_that_takes_the_request_runs_on_every_request(cache, kind):
     allowed = {"127.0.0.1"}
 
     def guard(connection) -> None:
@@ -365,7 +365,7 @@ async def test_a_guard_that_takes_the_request_keeps_all_requests_behind_it(cache
     assert counted.runs == 1
 
 
-async def test_what_a_client_accepts_counts_behind_the_dependencies_too(cache, clock):
+async def test_request_directives_are_obeyed_behind_dependencies_too(cache, clock):
     counted = Counted()
     app = app_with(cache, counted.endpoint)
     async with wrapped(cache, app, request_directives=("no-cache", "max-age")) as http:
@@ -376,7 +376,7 @@ async def test_what_a_client_accepts_counts_behind_the_dependencies_too(cache, c
     assert counted.runs == 4
 
 
-async def test_a_cookie_parameter_of_a_guard_admits(cache, tokens):
+async def test_cookie_read_only_by_a_guard_admits_but_is_not_part_of_the_key(cache, tokens):
     def guard(session: Annotated[str, Cookie()]) -> None:
         if session not in tokens:
             raise HTTPException(403)
@@ -390,7 +390,7 @@ async def test_a_cookie_parameter_of_a_guard_admits(cache, tokens):
     assert counted.runs == 1
 
 
-async def test_the_two_caches_do_not_answer_for_one_another(cache):
+async def test_entries_in_front_of_and_behind_dependencies_are_separate(cache):
     counted = Counted()
     async with wrapped(cache, app_with(cache, counted.endpoint, dependencies=[])) as http:
         assert [(await get(http)).json()["run"] for _ in range(2)] == [1, 1]
@@ -400,7 +400,7 @@ async def test_the_two_caches_do_not_answer_for_one_another(cache):
         assert (await get(http)).json()["run"] == 1
 
 
-async def test_a_response_for_everybody_is_stored_in_front_as_well(cache):
+async def test_public_response_is_also_stored_in_front_of_dependencies(cache):
     runs = []
 
     async def answer() -> Response:
@@ -416,7 +416,7 @@ async def test_a_response_for_everybody_is_stored_in_front_as_well(cache):
     assert len(runs) == 1
 
 
-async def test_cache_status_says_where_it_comes_from(cache, clock):
+async def test_cache_status_says_that_the_answer_came_after_dependencies(cache, clock):
     async with wrapped(cache, app_with(cache, Counted().endpoint)) as http:
         found = await get(http)
         assert found.headers["cache-status"] == f"swr; fwd=uri-miss; stored; {DETAIL}"
@@ -431,7 +431,7 @@ async def test_cache_status_says_where_it_comes_from(cache, clock):
         assert state(found) == (200, "stale")
 
 
-async def test_path_and_query_select(cache):
+async def test_path_and_query_are_part_of_the_key(cache):
     counted = Counted()
     async with wrapped(cache, app_with(cache, counted.endpoint, path="/x/{group}")) as http:
         for expected in ("missing", "fresh"):
@@ -440,7 +440,7 @@ async def test_path_and_query_select(cache):
     assert counted.runs == 3
 
 
-async def test_parameters_that_a_rule_drops_select_nothing(cache):
+async def test_query_parameters_that_a_rule_drops_are_not_part_of_the_key(cache):
     counted = Counted()
     app = app_with(cache, counted.endpoint)
     async with wrapped(cache, app, rules=[Rule("/x", drop_params=("utm_*",))]) as http:
@@ -449,7 +449,7 @@ async def test_parameters_that_a_rule_drops_select_nothing(cache):
 
 
 @pytest.mark.parametrize("headers", [{"if_match": '"a"'}, {"content_length": "1"}])
-async def test_requests_that_the_app_alone_can_answer_are_answered_by_it(cache, headers):
+async def test_request_with_if_match_or_content_runs_the_endpoint(cache, headers):
     counted = Counted()
     async with wrapped(cache, app_with(cache, counted.endpoint)) as http:
         for _ in range(2):
@@ -462,7 +462,7 @@ async def test_requests_that_the_app_alone_can_answer_are_answered_by_it(cache, 
     assert counted.runs == 2
 
 
-async def test_no_store_of_a_request_is_answered_from_the_cache_and_stores_nothing(cache):
+async def test_request_with_no_store_may_hit_but_stores_nothing(cache):
     counted = Counted()
     async with wrapped(cache, app_with(cache, counted.endpoint)) as http:
         assert await states(http, cache_control="no-store") == ["missing", "missing"]
@@ -470,7 +470,7 @@ async def test_no_store_of_a_request_is_answered_from_the_cache_and_stores_nothi
         assert await states(http, cache_control="no-store") == ["fresh", "fresh"]
 
 
-async def test_head_is_answered_by_the_app(cache):
+async def test_head_request_misses_behind_dependencies(cache):
     app = FastAPI()
     app.api_route("/x", methods=["GET", "HEAD"], dependencies=GUARD)(cache.response(fresh_for=60)(Counted().endpoint))
     async with wrapped(cache, app) as http:
@@ -478,7 +478,7 @@ async def test_head_is_answered_by_the_app(cache):
         assert (await http.head("/x", headers=bearer("a"))).headers["swr-state"] == "missing"
 
 
-async def test_a_post_at_the_same_url_runs(cache):
+async def test_post_at_a_cached_url_runs_the_endpoint(cache):
     counted = Counted()
     app = FastAPI()
     app.api_route("/x", methods=["GET", "POST"], dependencies=GUARD)(cache.response(fresh_for=60)(counted.endpoint))
@@ -489,7 +489,7 @@ async def test_a_post_at_the_same_url_runs(cache):
     assert counted.runs == 3
 
 
-async def test_credentials_vary_is_answered_in_front_of_the_dependencies(cache):
+async def test_credentials_vary_answers_in_front_of_dependencies(cache):
     counted = Counted()
     async with wrapped(cache, app_with(cache, counted.endpoint, credentials="vary")) as http:
         for token in "abab":
@@ -498,7 +498,7 @@ async def test_credentials_vary_is_answered_in_front_of_the_dependencies(cache):
 
 
 @pytest.mark.parametrize("how", ["tag", "url", "clear", "post", "group"])
-async def test_a_tag_the_url_clear_and_a_change_outdate_it(cache, how):
+async def test_entry_is_outdated_by_tag_url_clear_post_or_cache_group(cache, how):
     counted = Counted()
 
     async def answer(group: str) -> Response:
@@ -578,7 +578,7 @@ async def by_request_of_two(request: Request, page: int = 1) -> str:
     return request.headers["authorization"]
 
 
-async def test_what_is_about_the_url_or_about_nothing_may_be_injected(cache):
+async def test_endpoint_whose_dependencies_do_not_read_the_user_is_cached(cache):
     async def answer(
         filters: Annotated[Filters, Query()],
         db: Annotated[object, Depends(session)],
@@ -607,7 +607,7 @@ async def test_what_is_about_the_url_or_about_nothing_may_be_injected(cache):
     ],
     ids=lambda value: getattr(value, "__name__", ""),
 )
-async def test_the_endpoint_runs_each_time_if_it_may_be_about_who_asks(cache, endpoint, reason, caplog):
+async def test_endpoint_with_an_argument_about_the_user_runs_each_time_and_warns(cache, endpoint, reason, caplog):
     async with wrapped(cache, app_with(cache, endpoint)) as http:
         texts = [(await get(http, token, cookie=f"session={token}")).json() for token in ("a", "b", "a", "b")]
         assert texts[:2] == texts[2:]
@@ -622,7 +622,7 @@ async def test_the_endpoint_runs_each_time_if_it_may_be_about_who_asks(cache, en
     )
 
 
-async def test_other_arguments_that_may_be_about_who_asks(cache):
+async def test_injected_scopes_body_tasks_or_response_prevent_sharing(cache):
     def scopes(scopes: SecurityScopes): ...
     def body(text: Annotated[str, Body()] = ""): ...
     def tasks(tasks: BackgroundTasks): ...
@@ -640,7 +640,7 @@ async def test_other_arguments_that_may_be_about_who_asks(cache):
             assert (await why(http, f"/{dependency.__name__}")).endswith("argument given")
 
 
-async def test_a_value_that_the_guard_gets_as_well_may_be_about_who_asks(cache):
+async def test_dependency_that_a_guard_needs_too_prevents_sharing(cache):
     def database():
         return {}
 
@@ -655,7 +655,7 @@ async def test_a_value_that_the_guard_gets_as_well_may_be_about_who_asks(cache):
         assert (await why(http)).endswith("argument db, which a guard needs too")
 
 
-async def test_a_session_that_the_guard_reads_with_needs_one_word_which_a_warning_names(cache, caplog, tokens):
+async def test_database_session_that_a_guard_needs_too_requires_shared_true_and_warns(cache, caplog, tokens):
     """The most usual app with a database."""
 
     async def get_session():
@@ -689,7 +689,7 @@ async def test_a_session_that_the_guard_reads_with_needs_one_word_which_a_warnin
     )
 
 
-async def test_dependencies_that_are_equal_are_one_to_fastapi_and_to_swr(cache):
+async def test_equal_dependencies_of_guard_and_endpoint_prevent_sharing(cache):
     class Database:
         def __init__(self, name):
             self.name = name
@@ -713,29 +713,30 @@ async def test_dependencies_that_are_equal_are_one_to_fastapi_and_to_swr(cache):
         assert [(await get(http, token)).json() for token in ("a", "b")] == ["alice", "bob"]
 
 
-async def test_a_dependency_of_what_overrides_a_guard_counts(cache):
+@pytest.mark.parametrize("is_override", [False, True], ids=["the guard itself", "its override"])
+async def test_guard_that_writes_into_a_dependency_of_the_endpoint_prevents_sharing(cache, is_override):
+    class Database:
+        user = ""
+
     def database():
-        return {}
+        return Database()
 
-    def overriding(db: Annotated[dict, Depends(database)], user: User) -> None:
-        db["user"] = user
+    def admit() -> None:
+        """Admit everybody, unless a test overrides it."""
 
-    async def answer(db: Annotated[dict, Depends(database)]) -> str:
-        return db["user"]
+    def writing(db: Annotated[Database, Depends(database)], user: User) -> None:
+        db.user = user
 
-    app = app_with(cache, answer)
-    app.dependency_overrides[current_user] = overriding
-    # What overrides the guard needs the guard itself, which is not overridden twice.
-    app.dependency_overrides[current_user] = functools.partial(_overriding, database)
-    async with wrapped(cache, app_with(cache, answer, dependencies=[Depends(overriding)])) as http:
+    async def answer(db: Annotated[Database, Depends(database)]) -> str:
+        return db.user
+
+    app = app_with(cache, answer, dependencies=[Depends(admit if is_override else writing)])
+    app.dependency_overrides[admit] = writing
+    async with wrapped(cache, app) as http:
         assert [(await get(http, token)).json() for token in ("a", "b")] == ["alice", "bob"]
 
 
-def _overriding(database):
-    """A stand-in that is never called."""
-
-
-async def test_an_overridden_argument_may_be_about_who_asks(cache):
+async def test_overridden_dependency_of_the_endpoint_prevents_sharing(cache):
     def other_session(user: User):
         return user
 
@@ -750,7 +751,7 @@ async def test_an_overridden_argument_may_be_about_who_asks(cache):
         assert (await why(http)).endswith("argument db, which is overridden")
 
 
-async def test_what_a_guard_writes_into_the_response_is_each_readers_own(cache):
+async def test_headers_and_cookies_set_by_a_guard_differ_for_each_reader(cache):
     def greets(user: User, response: Response) -> None:
         response.headers["x-user"] = user
         response.set_cookie("user", user)
@@ -764,7 +765,7 @@ async def test_what_a_guard_writes_into_the_response_is_each_readers_own(cache):
     assert counted.runs == 1
 
 
-async def test_what_a_guard_writes_is_not_added_to_a_response_that_the_endpoint_has_made(cache):
+async def test_headers_set_by_a_guard_are_not_added_to_a_response_object_of_the_endpoint(cache):
     def greets(user: User, response: Response) -> None:
         response.headers["x-user"] = user
 
@@ -776,7 +777,7 @@ async def test_what_a_guard_writes_is_not_added_to_a_response_that_the_endpoint_
             assert "x-user" not in (await get(http, token)).headers
 
 
-async def test_a_status_that_a_guard_sets_keeps_the_request_out(cache):
+async def test_status_set_by_a_guard_prevents_a_hit(cache):
     def sets(user: User, response: Response) -> None:
         if user == "bob":
             response.status_code = 203
@@ -786,7 +787,7 @@ async def test_a_status_that_a_guard_sets_keeps_the_request_out(cache):
         assert (await why(http, token="b")).endswith("status of a dependency")
 
 
-async def test_a_guard_that_says_no_store_keeps_its_own_run_from_being_stored(cache):
+async def test_no_store_set_by_a_guard_prevents_storing(cache):
     def sets(response: Response) -> None:
         response.headers["cache-control"] = "no-store"
 
@@ -794,7 +795,7 @@ async def test_a_guard_that_says_no_store_keeps_its_own_run_from_being_stored(ca
         assert (await why(http)).endswith("no-store")
 
 
-async def test_what_a_guard_writes_is_not_lost_where_the_endpoint_takes_the_request_alone(cache):
+async def test_headers_set_by_a_guard_reach_readers_of_an_endpoint_that_takes_the_request(cache):
     def greets(user: User, response: Response) -> None:
         response.headers["x-user"] = user
 
@@ -805,7 +806,7 @@ async def test_what_a_guard_writes_is_not_lost_where_the_endpoint_takes_the_requ
 
 @pytest.mark.parametrize("kind", ["async", "def"])
 @pytest.mark.parametrize("where", ["guard", "middleware"])
-async def test_a_context_variable_that_the_app_sets_may_be_about_who_asks(cache, where, kind):
+async def test_context_variable_set_by_a_guard_or_inner_middleware_prevents_sharing(cache, where, kind):
     tenant: ContextVar[str] = ContextVar("tenant")
 
     async def sets_the_tenant(user: User) -> None:
@@ -834,7 +835,7 @@ async def test_a_context_variable_that_the_app_sets_may_be_about_who_asks(cache,
         assert (await why(http)).endswith("context variable tenant")
 
 
-async def test_a_context_variable_whose_value_can_be_changed_may_be_about_who_asks(cache):
+async def test_mutable_context_variable_changed_by_a_guard_prevents_sharing(cache):
     current: ContextVar[dict] = ContextVar("current")
 
     async def sets_the_user(user: User) -> None:
@@ -851,7 +852,7 @@ async def test_a_context_variable_whose_value_can_be_changed_may_be_about_who_as
         current.reset(token)
 
 
-async def test_a_context_variable_of_middleware_around_swr_selects(cache):
+async def test_context_variable_of_outer_middleware_is_part_of_the_key(cache):
     tenant: ContextVar[tuple] = ContextVar("tenant", default=())
 
     class SetsTheTenant:
@@ -875,7 +876,7 @@ async def test_a_context_variable_of_middleware_around_swr_selects(cache):
 
 @pytest.mark.parametrize("inside", [False, True], ids=["around", "inside"])
 @pytest.mark.parametrize("name", ["request_id", "correlation_id", "structlog_trace_id"])
-async def test_the_identifier_of_a_request_selects_nothing(cache, name, inside):
+async def test_request_id_context_variable_is_not_part_of_the_key(cache, name, inside):
     identifier: ContextVar[str] = ContextVar(name)
 
     class Identifies:
@@ -903,12 +904,12 @@ def text_with(variable, value, before):
     return contextvars.copy_context().run(text)
 
 
-def test_something_that_can_be_changed_is_no_identifier_of_a_request():
+def test_mutable_value_of_a_request_id_variable_raises_unknown():
     with pytest.raises(Unknown, match="request_id"):
         text_with(ContextVar("request_id"), {"user": "alice"}, contextvars.copy_context())
 
 
-def test_the_variables_of_a_library_that_reports_errors_are_harmless_and_others_of_their_names_are_not(monkeypatch):
+def test_sentry_context_variables_are_ignored_but_namesakes_raise_unknown(monkeypatch):
     scope = ContextVar("isolation_scope")
     monkeypatch.setitem(sys.modules, "sentry_sdk.scope", SimpleNamespace(_isolation_scope=scope))
     before = contextvars.copy_context()
@@ -917,8 +918,8 @@ def test_the_variables_of_a_library_that_reports_errors_are_harmless_and_others_
         text_with(ContextVar("isolation_scope"), object(), before)
 
 
-def test_a_type_of_a_generic_model_that_is_made_on_the_way_says_nothing_about_who_asks():
-    """Up to pydantic 2.11 that leaves a context variable behind, in whoever makes the type."""
+def test_context_variable_of_a_new_generic_model_type_is_ignored():
+    """Up to pydantic 2.11, making such a type leaves a context variable behind in the calling context."""
 
     row = TypeVar("row")
 
@@ -933,7 +934,7 @@ def test_a_type_of_a_generic_model_that_is_made_on_the_way_says_nothing_about_wh
     assert contextvars.Context().run(text) == "[]"
 
 
-def test_a_context_variable_that_is_no_longer_set_may_be_about_who_asks():
+def test_context_variable_that_is_no_longer_set_raises_unknown():
     mode: ContextVar[str] = ContextVar("mode")
     token = mode.set("some")
     before = contextvars.copy_context()
@@ -943,7 +944,7 @@ def test_a_context_variable_that_is_no_longer_set_may_be_about_who_asks():
         text_of_variables(before)
 
 
-def test_the_span_of_a_request_is_harmless_and_what_else_goes_with_it_is_not():
+def test_opentelemetry_span_is_ignored_but_baggage_raises_unknown():
     before = contextvars.copy_context()
     span = trace.set_span_in_context(trace.NonRecordingSpan(trace.INVALID_SPAN_CONTEXT))
     token = context.attach(span)
@@ -959,7 +960,7 @@ def test_the_span_of_a_request_is_harmless_and_what_else_goes_with_it_is_not():
         context.detach(token)
 
 
-async def test_a_calculation_with_decimals_keeps_no_request_out(cache):
+async def test_decimal_arithmetic_in_a_guard_keeps_hits_but_a_new_decimal_context_does_not(cache):
     async def guard(user: User) -> None:
         decimal.Decimal(1) / 3
 
@@ -983,7 +984,7 @@ async def test_a_calculation_with_decimals_keeps_no_request_out(cache):
         assert found == ["missing", expected]
 
 
-async def test_a_path_parameter_that_a_guard_rewrites_selects(cache):
+async def test_path_parameter_rewritten_by_a_guard_is_part_of_the_key(cache):
     def rewrites(request: Request, user: User) -> None:
         request.scope["path_params"]["group"] = user
         request.scope["query_string"] = b"q=" + user.encode()
@@ -1012,7 +1013,7 @@ class GroupConvertor(Convertor):
         return value.name
 
 
-async def test_a_path_parameter_that_cannot_be_part_of_a_key_keeps_the_request_out(cache):
+async def test_path_parameter_that_cannot_be_part_of_a_key_prevents_sharing(cache):
     register_url_convertor("swr_group", GroupConvertor())
 
     async def answer(group: Any) -> str:
@@ -1022,7 +1023,7 @@ async def test_a_path_parameter_that_cannot_be_part_of_a_key_keeps_the_request_o
         assert (await why(http, "/x/abc")).endswith(", path")
 
 
-async def test_middleware_inside_that_changes_the_path_selects(cache):
+async def test_path_rewritten_by_inner_middleware_is_part_of_the_key(cache):
     counted = Counted()
     app = app_with(cache, counted.endpoint, path="/{group}/x")
 
@@ -1039,7 +1040,7 @@ async def test_middleware_inside_that_changes_the_path_selects(cache):
         assert [(await get(http, token)).json()["group"] for token in "abab"] == ["a", "b", "a", "b"]
 
 
-async def test_two_apps_that_middleware_chooses_from_do_not_answer_for_one_another(cache):
+async def test_two_apps_behind_one_middleware_do_not_share_entries(cache):
     async def answer(request: Request) -> str:
         return request.app.state.name
 
@@ -1059,7 +1060,7 @@ async def test_two_apps_that_middleware_chooses_from_do_not_answer_for_one_anoth
         assert (await why(http, token="b")).endswith("another app")
 
 
-async def test_endpoints_of_a_factory_do_not_answer_for_one_another(cache):
+async def test_endpoints_made_by_one_factory_do_not_share_entries(cache):
     def make(name):
         @cache.response(fresh_for=60)
         async def answer() -> str:
@@ -1080,7 +1081,7 @@ async def test_endpoints_of_a_factory_do_not_answer_for_one_another(cache):
 
 
 @pytest.mark.uncounted
-async def test_an_app_that_is_gone_leaves_its_place():
+async def test_entry_of_a_garbage_collected_app_serves_the_next_app_with_its_endpoint():
     async with Cache(lease_for=0.1) as cache:
         decorated = cache.response(fresh_for=600)(Counted().endpoint)
         for expected in ("missing", "fresh"):
@@ -1097,7 +1098,7 @@ async def test_an_app_that_is_gone_leaves_its_place():
 
 
 @pytest.mark.parametrize("is_factory", [True, False])
-async def test_an_app_made_for_each_test_is_answered_from_the_cache_though_the_last_one_still_lives(is_factory):
+async def test_app_made_after_configure_gets_hits_while_earlier_apps_still_live(is_factory):
     """`create_app(settings)` in a fixture, with one router, or with an endpoint of its own in each app."""
     cache, counted, apps = Cache(), Counted(), []
     decorated = cache.response(fresh_for=600)(counted.endpoint)
@@ -1113,7 +1114,7 @@ async def test_an_app_made_for_each_test_is_answered_from_the_cache_though_the_l
 
 
 async def test_keys_are_the_same_in_every_process():
-    """Whatever the seed of hashes and the addresses of objects."""
+    """Keys depend neither on the seed of hashes nor on the addresses of objects."""
     script = """
 import asyncio, sys
 from typing import Annotated, Any
@@ -1154,7 +1155,7 @@ asyncio.run(main())
     assert b"stored" in printed.pop()
 
 
-async def test_apps_with_different_titles_do_not_answer_for_one_another(cache):
+async def test_apps_with_different_titles_do_not_share_entries(cache):
     async def answer(request: Request) -> str:
         return request.app.title
 
@@ -1179,7 +1180,7 @@ class FullItem(Item):
     secret: str = ""
 
 
-async def test_one_function_on_two_routes_with_two_models(cache):
+async def test_one_endpoint_with_two_response_models_has_separate_entries(cache):
     async def answer(request: Request) -> Any:
         return {"name": "n", "secret": "s"}
 
@@ -1198,7 +1199,7 @@ async def test_one_function_on_two_routes_with_two_models(cache):
             assert (await get(http, "b")).json() == {"name": "n"}
 
 
-async def test_a_route_class_of_the_apps_own_is_left_alone(cache):
+async def test_custom_route_class_prevents_sharing_and_still_runs(cache):
     class Greeting(APIRoute):
         def get_route_handler(self):
             handler = super().get_route_handler()
@@ -1219,7 +1220,7 @@ async def test_a_route_class_of_the_apps_own_is_left_alone(cache):
         assert (await why(http)).endswith("route class")
 
 
-async def test_a_response_class_of_the_apps_own_sees_what_the_endpoint_returned(cache):
+async def test_custom_response_class_prevents_sharing_and_renders_each_value(cache):
     seen = []
 
     class Own(JSONResponse):
@@ -1242,7 +1243,7 @@ async def test_a_response_class_of_the_apps_own_sees_what_the_endpoint_returned(
 
 
 @pytest.mark.parametrize("shared", [False, True])
-async def test_a_decorator_between_the_route_and_the_endpoint_keeps_the_request_out(cache, shared):
+async def test_decorator_above_cache_response_prevents_sharing(cache, shared):
     decorated = cache.response(fresh_for=60, shared=shared)(Counted().endpoint)
 
     @functools.wraps(decorated)
@@ -1255,7 +1256,7 @@ async def test_a_decorator_between_the_route_and_the_endpoint_keeps_the_request_
         assert (await why(http)).endswith("route")
 
 
-async def test_a_decorator_on_the_endpoint_does_not_run_on_a_hit_so_it_needs_the_word(cache):
+async def test_decorator_below_cache_response_prevents_sharing_unless_shared_is_true(cache):
     counted = Counted()
 
     @functools.wraps(counted.endpoint)
@@ -1268,7 +1269,7 @@ async def test_a_decorator_on_the_endpoint_does_not_run_on_a_hit_so_it_needs_the
         assert await states(http, "/y") == ["missing", "fresh"]
 
 
-async def test_requires_below_the_decorator_is_refused(cache):
+async def test_requires_below_cache_response_with_shared_or_key_is_refused(cache):
     async def answer(request: Request) -> str:
         return "x"
 
@@ -1282,7 +1283,7 @@ async def test_requires_below_the_decorator_is_refused(cache):
             await get(http)
 
 
-async def test_an_endpoint_that_is_a_dependency_of_another_runs(cache):
+async def test_cached_endpoint_used_as_a_dependency_runs_each_time(cache):
     inner = cache.response(fresh_for=60, shared=True)(Counted().endpoint)
 
     async def answer(found: Annotated[dict, Depends(inner)]) -> int:
@@ -1294,7 +1295,7 @@ async def test_an_endpoint_that_is_a_dependency_of_another_runs(cache):
         assert [(await get(http)).json() for _ in range(2)] == [1, 2]
 
 
-async def test_an_endpoint_that_calls_another_runs_that(cache):
+async def test_cached_endpoint_called_by_another_endpoint_runs_each_time(cache):
     inner = cache.response(fresh_for=60, shared=True)(Counted().endpoint)
     plain = cache.response(fresh_for=60, shared=True)(Counted(plain=True).endpoint)
 
@@ -1306,7 +1307,7 @@ async def test_an_endpoint_that_calls_another_runs_that(cache):
         assert [(await get(http, path="/x?page=2")).json() for _ in range(2)] == [[3, 4, 2]] * 2
 
 
-async def test_an_endpoint_of_another_app_that_is_asked_within_a_request_runs(cache):
+async def test_cached_endpoint_of_another_app_requested_within_a_request_runs_each_time(cache):
     inner, outer, counted = FastAPI(), FastAPI(), Counted()
     inner.get("/inner", dependencies=GUARD)(cache.response(fresh_for=60, shared=True)(counted.endpoint))
 
@@ -1319,7 +1320,7 @@ async def test_an_endpoint_of_another_app_that_is_asked_within_a_request_runs(ca
         assert [(await get(http)).json()["run"] for _ in range(3)] == [1, 2, 3]
 
 
-async def test_a_generator_passes_through(cache):
+async def test_generator_endpoint_is_never_stored(cache):
     async def answer():
         yield {"a": 1}
 
@@ -1343,7 +1344,7 @@ async def test_a_generator_passes_through(cache):
 
 
 @pytest.mark.parametrize("plain", [False, True], ids=["async", "def"])
-async def test_key_gives_each_user_an_answer_of_the_own_and_loads_it_once(cache, plain, tokens):
+async def test_key_gives_each_user_one_entry_that_is_loaded_once(cache, plain, tokens):
     runs = []
 
     async def answer(user: User, page: int = 1) -> str:
@@ -1384,7 +1385,7 @@ async def by_account(user: Annotated[Account, Depends(account)]) -> int | None:
     return user.id
 
 
-async def test_key_may_read_an_attribute_and_none_keeps_the_request_out(cache, caplog):
+async def test_key_may_read_an_attribute_and_returning_none_prevents_storing(cache, caplog):
     async with wrapped(cache, app_with(cache, by_account, dependencies=[], key=lambda user: user.id)) as http:
         for expected in ("missing", "fresh"):
             for token in "ab":
@@ -1401,14 +1402,14 @@ async def test_key_may_read_an_attribute_and_none_keeps_the_request_out(cache, c
 
 
 @pytest.mark.parametrize("key", [lambda user: user, lambda user: user.name])
-async def test_a_key_that_fails_or_is_no_text_keeps_the_request_out(cache, key, caplog):
+async def test_key_that_raises_or_returns_an_object_prevents_storing_and_warns_once(cache, key, caplog):
     async with wrapped(cache, app_with(cache, by_account, dependencies=[], key=key)) as http:
         assert [(await get(http, token)).json() for token in "abab"] == [1, 2, 1, 2]
         assert (await why(http)).endswith("key")
     assert caplog.text.count("key= of") == 1
 
 
-async def test_with_key_nothing_is_stored_in_front_and_every_request_is_answered_behind(cache):
+async def test_key_makes_even_public_responses_answer_behind_dependencies(cache):
     runs = []
 
     async def answer(request: Request) -> Response:
@@ -1427,7 +1428,7 @@ async def test_with_key_nothing_is_stored_in_front_and_every_request_is_answered
     assert len(runs) == 2
 
 
-async def test_key_may_read_the_scope_and_has_defaults(cache):
+async def test_key_may_read_the_scope_and_have_default_arguments(cache):
     async def answer(page: int = 1) -> str:
         return "x"
 
@@ -1450,7 +1451,7 @@ async def test_key_may_read_the_scope_and_has_defaults(cache):
         (by_session, lambda session: session),
     ],
 )
-async def test_key_says_it_for_whatever_the_endpoint_takes(cache, endpoint, key):
+async def test_key_makes_endpoints_cacheable_whose_arguments_are_about_the_user(cache, endpoint, key):
     async with wrapped(cache, app_with(cache, endpoint, key=key)) as http:
         texts = []
         for expected in ("missing", "fresh"):
@@ -1462,7 +1463,7 @@ async def test_key_says_it_for_whatever_the_endpoint_takes(cache, endpoint, key)
     assert texts[0] != texts[1]
 
 
-async def test_key_says_it_for_a_context_variable(cache):
+async def test_key_may_read_a_context_variable(cache):
     tenant: ContextVar[str] = ContextVar("tenant")
     runs = []
 
@@ -1479,7 +1480,7 @@ async def test_key_says_it_for_a_context_variable(cache):
     assert len(runs) == 2
 
 
-async def test_shared_says_that_everybody_who_is_admitted_gets_the_same(cache):
+async def test_shared_serves_one_response_to_all_unless_an_argument_is_part_of_the_key(cache):
     async with wrapped(cache, app_with(cache, by_account, dependencies=[], shared=True)) as http:
         assert [(await get(http, token)).json() for token in "abab"] == [1] * 4
         assert (await http.get("/x")).status_code in (401, 403)
@@ -1488,7 +1489,7 @@ async def test_shared_says_that_everybody_who_is_admitted_gets_the_same(cache):
         assert [(await get(http, token, "/y")).json() for token in "abab"] == ["alice", "bob"] * 2
 
 
-async def test_fields_that_vary_names_select_behind_the_dependencies_too(cache):
+async def test_vary_fields_are_part_of_the_key_behind_dependencies(cache):
     async def answer(request: Request) -> str:
         return request.headers["x-region"]
 
@@ -1499,14 +1500,14 @@ async def test_fields_that_vary_names_select_behind_the_dependencies_too(cache):
                 assert (found.json(), found.headers["swr-state"]) == (region, expected)
 
 
-async def test_words_that_cannot_work_are_refused(cache):
+async def test_invalid_key_and_shared_options_are_refused(cache):
     async def asynchronous(user):
         return user
 
     with pytest.raises(ConfigurationError, match="takes 'nobody', which is neither a parameter of the endpoint"):
         cache.response(fresh_for=60, key=lambda nobody: nobody)(by_user)
     for key in (asynchronous, "user"):
-        with pytest.raises(ConfigurationError, match="not a function"):
+        with pytest.raises(ConfigurationError, match="not a plain function"):
             cache.response(fresh_for=60, key=key)
     with pytest.raises(ConfigurationError, match="contradict each other"):
         cache.response(fresh_for=60, key=lambda user: user, shared=True)
@@ -1519,7 +1520,7 @@ async def test_words_that_cannot_work_are_refused(cache):
 # -- what FastAPI and users of the function see ---------------------------------------------------------------------
 
 
-async def test_the_signature_has_two_parameters_more_which_are_not_in_the_documentation_of_the_api(cache):
+async def test_decorated_endpoint_has_two_extra_parameters_hidden_from_openapi(cache):
     async def answer(group: str, limit: int = 3) -> str:
         return f"{group} {limit}"
 
@@ -1533,7 +1534,7 @@ async def test_the_signature_has_two_parameters_more_which_are_not_in_the_docume
     assert await decorated("ATL", limit=4) == "ATL 4"
 
 
-async def test_the_signature_of_an_endpoint_of_starlette_stays(cache):
+async def test_decorated_starlette_endpoint_keeps_its_signature(cache):
     async def page(request): ...
     async def annotated(request: Request): ...
 
@@ -1544,7 +1545,7 @@ async def test_the_signature_of_an_endpoint_of_starlette_stays(cache):
         assert inspect.signature(cache.response(fresh_for=60)(function)) == inspect.signature(function)
 
 
-async def test_parameters_of_the_endpoints_own_are_the_hidden_ones(cache):
+async def test_request_and_response_parameters_of_the_endpoint_are_reused(cache):
     async def answer(mine: Request, his: Annotated[Response, "a mark"], **more: Any) -> str:
         his.headers["x-mine"] = "1"
         return mine.headers["authorization"]
@@ -1565,7 +1566,7 @@ async def test_parameters_of_the_endpoints_own_are_the_hidden_ones(cache):
     assert list(inspect.signature(decorated).parameters) == ["found", "swr_request", "swr_response", "more"]
 
 
-async def test_what_the_endpoint_writes_into_its_response_is_stored(cache):
+async def test_headers_and_status_set_by_the_endpoint_are_stored(cache):
     def greets(user: User, response: Response) -> None:
         response.headers["x-user"] = user
 
@@ -1581,7 +1582,7 @@ async def test_what_the_endpoint_writes_into_its_response_is_stored(cache):
 
 
 @pytest.mark.parametrize("how", ["overwrites", "cookie"])
-async def test_what_the_endpoint_writes_over_what_a_guard_has_written_is_not_stored(cache, how):
+async def test_overwriting_a_header_of_a_guard_or_setting_a_cookie_prevents_storing(cache, how):
     def greets(user: User, response: Response) -> None:
         response.headers["x-user"] = user
 
@@ -1620,7 +1621,7 @@ async def test_what_the_endpoint_writes_over_what_a_guard_has_written_is_not_sto
     ],
     ids=str,
 )
-async def test_a_stored_response_is_to_the_byte_what_fastapi_makes_of_the_value(cache, options):
+async def test_stored_response_equals_that_of_plain_fastapi_byte_for_byte(cache, options):
     is_text = options.get("response_class") in (PlainTextResponse, HTMLResponse)
 
     async def answer() -> Any:
@@ -1637,7 +1638,7 @@ async def test_a_stored_response_is_to_the_byte_what_fastapi_makes_of_the_value(
             assert {name: found.headers[name] for name in wanted.headers} == dict(wanted.headers)
 
 
-async def test_a_value_that_the_model_does_not_allow_fails_as_without_the_cache(cache):
+async def test_value_that_violates_the_response_model_answers_500_each_time(cache):
     async def answer() -> Any:
         return {"nothing": 1}
 
@@ -1663,7 +1664,7 @@ async def test_a_value_that_the_model_does_not_allow_fails_as_without_the_cache(
         ({}, 500, ""),
     ],
 )
-async def test_what_must_not_be_shared_is_not(cache, headers, status, reason):
+async def test_response_that_must_not_be_shared_runs_the_endpoint_each_time(cache, headers, status, reason):
     runs = []
 
     async def answer() -> Response:
@@ -1681,7 +1682,7 @@ async def test_what_must_not_be_shared_is_not(cache, headers, status, reason):
 
 
 @pytest.mark.parametrize("kind", ["stream", "redirect", "background", "large", "memoryview"])
-async def test_a_response_that_is_more_than_its_bytes_passes_through(cache, kind):
+async def test_stream_redirect_background_task_or_large_body_is_not_stored(cache, kind):
     done = []
 
     async def answer(tasks: BackgroundTasks) -> Response:
@@ -1702,7 +1703,7 @@ async def test_a_response_that_is_more_than_its_bytes_passes_through(cache, kind
                 assert len(done) == number
 
 
-async def test_the_responses_own_freshness_goes_first_and_override_before_that(cache, clock):
+async def test_cache_control_beats_fresh_for_unless_override_is_set(cache, clock):
     async def answer() -> Response:
         return PlainTextResponse("x", headers={"cache-control": "max-age=10"})
 
@@ -1717,7 +1718,7 @@ async def test_the_responses_own_freshness_goes_first_and_override_before_that(c
         assert await states(http, "/y", 1) == ["fresh"]
 
 
-async def test_middleware_inside_sees_each_request(cache):
+async def test_inner_middleware_sees_every_request_even_on_hits(cache):
     counted = Counted()
     app = app_with(cache, counted.endpoint)
 
@@ -1735,7 +1736,7 @@ async def test_middleware_inside_sees_each_request(cache):
     assert counted.runs == 1
 
 
-async def test_an_answer_of_something_else_is_not_marked_as_a_hit(cache):
+async def test_response_replaced_by_inner_middleware_is_not_marked_as_a_hit(cache):
     app = app_with(cache, Counted().endpoint)
 
     @app.middleware("http")
@@ -1750,7 +1751,7 @@ async def test_an_answer_of_something_else_is_not_marked_as_a_hit(cache):
             assert "hit" not in found.headers["cache-status"]
 
 
-async def test_sessions_and_users_of_middleware_inside_are_admitted(cache):
+async def test_session_middleware_inside_keeps_hits_and_sets_its_cookie(cache):
     counted = Counted()
 
     async def logs_in(request: Request) -> None:
@@ -1808,13 +1809,13 @@ class TestStarlette:
         return client(app)
 
     @pytest.mark.uncounted
-    async def test_without_a_word_the_endpoint_runs_each_time(self, cache, kind, inside):
+    async def test_endpoint_without_shared_or_key_runs_each_time(self, cache, kind, inside):
         async with self.app(cache, kind, inside, []) as http:
             assert [(await get(http, token)).text for token in "abab"] == ["alice", "bob", "alice", "bob"]
             assert (await why(http)).endswith("argument request")
 
     @pytest.mark.uncounted
-    async def test_shared(self, cache, kind, inside):
+    async def test_shared_serves_one_response_to_all_admitted_users(self, cache, kind, inside):
         runs = []
         async with self.app(cache, kind, inside, runs, shared=True) as http:
             assert [(await get(http, token)).text for token in "abab"] == ["alice"] * 4
@@ -1822,7 +1823,7 @@ class TestStarlette:
         assert runs == ["alice"]
 
     @pytest.mark.uncounted
-    async def test_key(self, cache, kind, inside):
+    async def test_key_stores_one_response_per_user(self, cache, kind, inside):
         runs = []
         async with self.app(cache, kind, inside, runs, key=lambda request: request.user.display_name) as http:
             assert [(await get(http, token)).text for token in "abab"] == ["alice", "bob", "alice", "bob"]
@@ -1831,7 +1832,7 @@ class TestStarlette:
         assert runs == ["alice", "bob"]
 
 
-async def test_an_endpoint_of_starlette_that_is_not_the_routes_own_runs(cache):
+async def test_starlette_endpoint_called_by_another_endpoint_is_a_miss(cache):
     inner = cache.response(fresh_for=60, shared=True)
 
     @inner
@@ -1845,7 +1846,7 @@ async def test_an_endpoint_of_starlette_that_is_not_the_routes_own_runs(cache):
         assert (await why(http)).endswith("route")
 
 
-async def test_a_value_that_is_no_response_is_the_frameworks_affair(cache):
+async def test_starlette_endpoint_that_returns_no_response_raises_type_error(cache):
     async def answer(request):
         return "no response"
 
@@ -1856,7 +1857,7 @@ async def test_a_value_that_is_no_response_is_the_frameworks_affair(cache):
                 await get(http)
 
 
-async def test_routes_without_an_app_around_them(cache):
+async def test_bare_router_without_an_app_gets_hits(cache):
     async def answer(request):
         return PlainTextResponse("x")
 
@@ -1866,7 +1867,7 @@ async def test_routes_without_an_app_around_them(cache):
 
 
 @LEFT_OPEN
-async def test_with_base_http_middleware_around_and_inside(cache):
+async def test_base_http_middleware_around_and_inside_keeps_hits(cache):
     class Passes(BaseHTTPMiddleware):
         async def dispatch(self, request, call_next):
             return await call_next(request)
@@ -1879,7 +1880,7 @@ async def test_with_base_http_middleware_around_and_inside(cache):
         assert await states(http, times=3) == ["missing", "fresh", "fresh"]
 
 
-async def test_many_routes_and_apps_are_remembered_up_to_a_number(cache, monkeypatch):
+async def test_routes_beyond_the_remembered_number_still_get_hits(cache, monkeypatch):
     monkeypatch.setattr("swr.endpoints.admitting._MOST_ROUTES", 10)
     app = FastAPI(dependencies=GUARD)
     decorated = cache.response(fresh_for=60)(Counted().endpoint)
@@ -1892,7 +1893,7 @@ async def test_many_routes_and_apps_are_remembered_up_to_a_number(cache, monkeyp
             assert state(await get(http, path=f"/x/{number}")) == (200, "fresh")
 
 
-async def test_the_documentation_does_what_it_says():
+async def test_first_example_of_the_login_page_behaves_as_described():
     text = (Path(__file__).parent.parent / "docs" / "login.md").read_text()
     names: dict[str, Any] = {"__name__": "snippet"}
     exec(re.findall(r"^```python\n(.*?)^```", text, re.S | re.M)[0], names)

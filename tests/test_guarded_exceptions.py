@@ -28,7 +28,7 @@ def missing(status=404, detail="no such player", headers=None, kind=HTTPExceptio
 
 @pytest.mark.parametrize("plain", [False, True], ids=["async", "def"])
 @pytest.mark.parametrize("kind", [HTTPException, PlainHTTPException], ids=["fastapi", "starlette"])
-async def test_an_exception_with_a_lifetime_is_raised_again_within_it(cache, clock, kind, plain):
+async def test_exception_with_a_lifetime_is_raised_for_each_reader_until_it_expires(cache, clock, kind, plain):
     gated, seen, ended = Gated(99, plain=plain), [], []
     detail = {"why": ["so", 1, None]} if kind is HTTPException else "so"
     gated.results[1] = missing(detail=detail, kind=kind)
@@ -69,7 +69,7 @@ async def test_an_exception_with_a_lifetime_is_raised_again_within_it(cache, clo
 
 
 @pytest.mark.parametrize("anyio_backend", ["asyncio"])
-async def test_it_reaches_those_who_wait_and_another_process(server):
+async def test_stored_exception_reaches_waiting_readers_and_another_process(server):
     gated = Gated(2)
     gated.results[2] = missing()
     async with Cache(server.url) as one, Cache(server.url) as other:
@@ -83,7 +83,7 @@ async def test_it_reaches_those_who_wait_and_another_process(server):
     assert gated.runs == 2
 
 
-async def test_an_invalidation_ends_it(cache):
+async def test_invalidation_removes_a_stored_exception(cache):
     gated = Gated(99)
     gated.results[1] = missing()
     async with wrapped(cache, app_with(cache, gated.endpoint, tags=("players",))) as http:
@@ -128,7 +128,7 @@ def with_more():
     ],
     ids=repr,
 )
-async def test_an_exception_that_may_differ_for_another_reader_is_not_stored(cache, failure):
+async def test_exception_that_may_differ_for_another_reader_is_not_stored(cache, failure):
     gated = Gated(99)
     gated.results |= {1: failure, 2: failure}
     app = app_with(cache, gated.endpoint)
@@ -170,7 +170,7 @@ async def test_cache_status_says_why_an_exception_is_not_stored(cache, failure, 
     assert found.headers["cache-status"].endswith(f'detail="authorization, {why}"')
 
 
-async def test_fields_of_a_dependency_that_make_the_response_private_keep_it_from_others(cache):
+async def test_exception_is_not_stored_if_a_dependency_makes_the_response_private(cache):
     def sets_a_field(response: Response) -> None:
         response.headers["cache-control"] = "private"
 
@@ -191,9 +191,9 @@ async def test_fields_of_a_dependency_that_make_the_response_private_keep_it_fro
         # It is gone; and then nothing good is left.
         ((404, 422), [(200, "missing"), (404, "missing"), (422, "missing"), (422, "fresh")]),
     ],
-    ids=["stays", "gone"],
+    ids=["422 then 503", "404 then 422"],
 )
-async def test_only_a_resource_that_is_gone_takes_the_place_of_a_good_response(cache, clock, statuses, found, returned):
+async def test_404_replaces_a_good_response_but_422_does_not(cache, clock, statuses, found, returned):
     gated = Gated(99)
     for run, status in enumerate(statuses, 2):
         gated.results[run] = JSONResponse("no", status, LASTS) if returned else missing(status)
@@ -205,7 +205,7 @@ async def test_only_a_resource_that_is_gone_takes_the_place_of_a_good_response(c
     assert gated.runs == 3
 
 
-async def test_a_503_with_a_lifetime_is_stored_where_nothing_else_answers(cache):
+async def test_503_with_a_lifetime_is_stored_if_there_is_no_fallback(cache):
     gated = Gated(99)
     gated.results[1] = missing(503)
     async with wrapped(cache, app_with(cache, gated.endpoint)) as http:
@@ -214,7 +214,7 @@ async def test_a_503_with_a_lifetime_is_stored_where_nothing_else_answers(cache)
     assert gated.runs == 1
 
 
-async def test_a_background_run_replaces_what_is_gone_and_later_the_exception(cache, clock):
+async def test_background_refresh_stores_an_exception_and_later_replaces_it(cache, clock):
     gated = Gated(99)
     gated.results[2] = missing(headers={"Cache-Control": "max-age=5, stale-while-revalidate=60"})
     app = app_with(cache, gated.endpoint)
@@ -228,7 +228,7 @@ async def test_a_background_run_replaces_what_is_gone_and_later_the_exception(ca
         assert state(await get(http)) == (200, "fresh")
 
 
-def test_an_entry_whose_detail_no_swr_has_written_is_refused():
+def test_stored_exception_with_invalid_detail_is_rejected():
     check(StoredResponse(404, [], b'"x"', raised="fastapi"))
     with pytest.raises(CodecError):
         check(StoredResponse(404, [], b"{", raised="fastapi"))

@@ -130,7 +130,7 @@ KEYS = {
     word=st.sampled_from([None, None, *KEYS]),
     requests=requests,
 )
-def test_an_answer_is_what_the_app_would_have_said(sources, is_async, guard_at, word, requests):
+def test_random_endpoint_behind_a_login_answers_as_it_would_without_cache(sources, is_async, guard_at, word, requests):
     async def main():
         if word == "user":
             sources.add("user")

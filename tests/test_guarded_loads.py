@@ -130,7 +130,7 @@ def waiting(cache):
 
 @pytest.mark.uncounted
 @pytest.mark.parametrize("plain", [False, True], ids=["async", "def"])
-async def test_readers_who_wait_get_what_one_of_them_loads(cache, plain):
+async def test_waiting_readers_get_the_response_that_one_of_them_loads(cache, plain):
     gated, guards = Gated(2, plain=plain), Counter()
 
     def guard(user: User) -> None:
@@ -151,7 +151,7 @@ async def test_readers_who_wait_get_what_one_of_them_loads(cache, plain):
     assert (gated.runs, guards) == (2, {"alice": 10, "bob": 10})
 
 
-async def test_the_first_requests_of_all_share_one_load(cache):
+async def test_first_requests_of_an_endpoint_share_one_load(cache):
     gated = Gated()
     async with readers_of(cache, app_with(cache, gated.endpoint)) as readers:
         readers.ask(20)
@@ -178,7 +178,7 @@ class Pool:
                 self.held -= 1
 
 
-async def test_readers_that_hold_all_connections_of_a_pool_get_one_load(cache):
+async def test_readers_that_hold_all_pool_connections_share_one_load(cache):
     pool, gated = Pool(5), Gated(2)
 
     async def answer(connection: Annotated[Pool, Depends(pool.connection)]) -> Any:
@@ -196,7 +196,7 @@ async def test_readers_that_hold_all_connections_of_a_pool_get_one_load(cache):
     assert gated.runs == 2
 
 
-async def test_a_background_run_that_finds_no_free_connection_gives_way_to_a_reader(cache, clock):
+async def test_background_refresh_and_load_work_with_one_free_connection(cache, clock):
     pool, gated, leave = Pool(2), Gated(99), anyio.Event()
 
     async def answer(connection: Annotated[Pool, Depends(pool.connection)]) -> Any:
@@ -224,7 +224,7 @@ async def test_a_background_run_that_finds_no_free_connection_gives_way_to_a_rea
         await until(lambda: readers.found)
 
 
-async def test_a_reader_takes_over_from_a_background_run_that_waits_for_a_dependency(cache, clock):
+async def test_reader_takes_over_from_background_run_that_waits_for_a_dependency(cache, clock):
     gated, requests, waits = Gated(99), [], anyio.Event()
 
     async def guard(request: Request) -> None:
@@ -247,7 +247,7 @@ async def test_a_reader_takes_over_from_a_background_run_that_waits_for_a_depend
         waits.set()
 
 
-async def test_a_reader_waits_for_a_background_run_that_has_come_to_the_endpoint(cache, clock):
+async def test_readers_wait_for_background_run_that_has_reached_the_endpoint(cache, clock):
     gated = Gated(2)
     async with readers_of(cache, app_with(cache, gated.endpoint, fresh_for=9, stale_for=9)) as readers:
         await get(readers.http)
@@ -264,7 +264,7 @@ async def test_a_reader_waits_for_a_background_run_that_has_come_to_the_endpoint
 
 
 @pytest.mark.parametrize("anyio_backend", ["asyncio"])
-async def test_what_belongs_to_the_task_of_the_reader_is_there(cache, anyio_backend):
+async def test_endpoint_runs_in_the_task_of_its_reader(cache, anyio_backend):
     sessions: dict[Any, str] = {}
 
     async def session(user: User):
@@ -282,7 +282,7 @@ async def test_what_belongs_to_the_task_of_the_reader_is_there(cache, anyio_back
     assert not sessions
 
 
-async def test_an_endpoint_that_asks_for_its_own_url_fails_and_does_not_hang(cache):
+async def test_endpoint_that_requests_its_own_url_fails_without_hanging(cache):
     app = FastAPI()
 
     async def answer() -> Any:
@@ -303,7 +303,7 @@ class Stop(BaseException):
     """Ends more than a request."""
 
 
-async def test_a_thread_that_ends_in_no_ordinary_way_lets_another_reader_take_over(cache):
+async def test_another_reader_takes_over_when_endpoint_thread_raises_base_exception(cache):
     gated = Gated(2, plain=True)
     gated.results[2] = Stop()
     async with readers_of(cache, app_with(cache, gated.endpoint)) as readers:
@@ -326,7 +326,7 @@ async def test_a_thread_that_ends_in_no_ordinary_way_lets_another_reader_take_ov
     assert [found.json() for found in readers.found] == [3, 3]
 
 
-async def test_readers_that_leave_at_the_same_moment_leave_the_endpoint_to_the_next(cache):
+async def test_next_reader_takes_over_when_all_earlier_ones_leave_at_once(cache):
     gated, scopes = Gated(2), [anyio.CancelScope() for _ in range(3)]
     async with readers_of(cache, app_with(cache, gated.endpoint)) as readers:
         await get(readers.http)
@@ -388,7 +388,7 @@ async def test_another_reader_takes_over_from_one_that_is_cancelled(cache, other
     assert gated.runs == 3
 
 
-async def test_a_reader_that_is_cancelled_while_it_waits_disturbs_nobody(cache):
+async def test_cancelled_waiting_reader_does_not_disturb_the_load(cache):
     gated = Gated(2)
     async with readers_of(cache, app_with(cache, gated.endpoint)) as readers:
         await get(readers.http)
@@ -414,7 +414,7 @@ async def test_a_reader_that_is_cancelled_while_it_waits_disturbs_nobody(cache):
 
 
 @pytest.mark.parametrize("status", [400, 404, 409])
-async def test_what_the_endpoint_raises_on_purpose_is_raised_for_all_who_wait(cache, status):
+async def test_http_exception_of_endpoint_is_raised_for_all_waiting_readers(cache, status):
     gated, seen = Gated(2), []
     gated.results[2] = HTTPException(status, {"why": "so"}, {"x-why": "so"})
     app = app_with(cache, gated.endpoint)
@@ -433,7 +433,7 @@ async def test_what_the_endpoint_raises_on_purpose_is_raised_for_all_who_wait(ca
     assert gated.runs == 2
 
 
-async def test_what_the_endpoint_raises_for_one_reader_is_not_raised_for_others(cache):
+async def test_private_http_exception_is_raised_only_for_its_own_reader(cache):
     gated = Gated(2)
     gated.results[2] = HTTPException(403, "not you", {"cache-control": "private"})
     async with readers_of(cache, app_with(cache, gated.endpoint)) as readers:
@@ -441,7 +441,7 @@ async def test_what_the_endpoint_raises_for_one_reader_is_not_raised_for_others(
     assert readers.statuses == {403: 1, 200: 2}
 
 
-async def test_a_thread_runs_an_endpoint_whose_responses_are_not_shared_for_each_reader(cache):
+async def test_def_endpoint_with_private_responses_runs_for_each_reader(cache):
     gated = Gated(99, plain=True)
     gated.results |= {run: JSONResponse(run, headers={"cache-control": "private"}) for run in range(1, 9)}
     async with wrapped(cache, app_with(cache, gated.endpoint)) as http:
@@ -451,7 +451,7 @@ async def test_a_thread_runs_an_endpoint_whose_responses_are_not_shared_for_each
 @pytest.mark.parametrize("knows_user", [False, True])
 @pytest.mark.parametrize("how", ["raised", "returned"])
 @pytest.mark.parametrize("status", [401, 402, 403, 407, 429, 451])
-async def test_a_refusal_is_the_readers_own_whatever_its_lifetime(cache, status, how, knows_user):
+async def test_refusal_with_lifetime_is_neither_shared_nor_stored(cache, status, how, knows_user):
     gated, lasts = Gated(2), {"cache-control": "max-age=60"}
     gated.results[2] = HTTPException(status, "no", lasts) if how == "raised" else JSONResponse("no", status, lasts)
 
@@ -465,7 +465,7 @@ async def test_a_refusal_is_the_readers_own_whatever_its_lifetime(cache, status,
         assert (await get(readers.http)).status_code == 200
 
 
-async def test_after_a_failure_one_of_those_who_wait_tries_again_for_all(cache):
+async def test_one_waiting_reader_retries_for_all_after_a_failure(cache):
     gated = Gated(2)
     gated.results[2] = KeyError("broken")
     async with readers_of(cache, app_with(cache, gated.endpoint)) as readers:
@@ -480,7 +480,7 @@ async def test_after_a_failure_one_of_those_who_wait_tries_again_for_all(cache):
     [KeyError("broken"), HTTPException(503, "broken"), PlainTextResponse("broken", 500)],
     ids=lambda failure: type(failure).__name__,
 )
-async def test_after_two_failures_those_who_wait_get_the_second(cache, failure):
+async def test_waiting_readers_get_the_second_of_two_failures(cache, failure):
     gated = Gated(2)
     gated.results |= dict.fromkeys(range(2, 9), failure)
     async with readers_of(cache, app_with(cache, gated.endpoint)) as readers:
@@ -489,7 +489,7 @@ async def test_after_two_failures_those_who_wait_get_the_second(cache, failure):
     assert gated.runs == 3
 
 
-async def test_a_failure_that_is_for_one_reader_leaves_each_to_its_own_run(cache):
+async def test_private_failure_makes_each_waiting_reader_run_the_endpoint(cache):
     gated = Gated(2)
     gated.results |= dict.fromkeys(range(2, 9), PlainTextResponse("broken", 500, headers={"cache-control": "private"}))
     async with readers_of(cache, app_with(cache, gated.endpoint)) as readers:
@@ -504,7 +504,7 @@ async def test_a_failure_that_is_for_one_reader_leaves_each_to_its_own_run(cache
     ids=lambda failure: type(failure).__name__,
 )
 @pytest.mark.parametrize("plain", [False, True], ids=["async", "def"])
-async def test_what_is_stored_answers_for_a_failure(cache, clock, failure, plain):
+async def test_stale_response_is_fallback_when_endpoint_fails(cache, clock, failure, plain):
     gated = Gated(99, plain=plain)
     gated.results[2] = failure
     app = app_with(cache, gated.endpoint, stale_for=0, stale_if_error=600)
@@ -520,7 +520,7 @@ async def test_what_is_stored_answers_for_a_failure(cache, clock, failure, plain
 
 
 @pytest.mark.parametrize("plain", [False, True], ids=["async", "def"])
-async def test_without_anything_stored_the_failure_is_the_readers(cache, plain):
+async def test_reader_gets_the_failure_when_nothing_is_stored(cache, plain):
     gated = Gated(99, plain=plain)
     gated.results |= dict.fromkeys(range(1, 4), KeyError("broken"))
     async with readers_of(cache, app_with(cache, gated.endpoint)) as readers:
@@ -528,7 +528,7 @@ async def test_without_anything_stored_the_failure_is_the_readers(cache, plain):
     gated.results.clear()
 
 
-async def test_an_exception_that_the_app_handles_is_answered_by_its_handler_for_each(cache, clock):
+async def test_exception_handler_of_app_answers_instead_of_stale_fallback(cache, clock):
     class NotThere(Exception):
         pass
 
@@ -551,7 +551,7 @@ async def test_an_exception_that_the_app_handles_is_answered_by_its_handler_for_
 
 
 @pytest.mark.parametrize("how", ["raise", "return"])
-async def test_a_resource_that_is_gone_takes_what_is_stored_away(cache, clock, how):
+async def test_404_of_endpoint_removes_the_stored_response(cache, clock, how):
     gated = Gated(99)
     gated.results[2] = HTTPException(404) if how == "raise" else PlainTextResponse("gone", 404)
     async with wrapped(cache, app_with(cache, gated.endpoint, stale_for=0, stale_if_error=600)) as http:
@@ -562,7 +562,7 @@ async def test_a_resource_that_is_gone_takes_what_is_stored_away(cache, clock, h
         assert (state(found), found.json()) == ((200, "missing"), 3)
 
 
-async def test_a_refusal_of_the_endpoint_takes_nothing_away(cache, clock):
+async def test_403_of_endpoint_keeps_the_stored_response_as_fallback(cache, clock):
     gated = Gated(99)
     gated.results |= {2: HTTPException(403), 3: KeyError("broken")}
     async with wrapped(cache, app_with(cache, gated.endpoint, stale_for=0, stale_if_error=600)) as http:
@@ -573,7 +573,7 @@ async def test_a_refusal_of_the_endpoint_takes_nothing_away(cache, clock):
 
 
 @pytest.mark.parametrize("where", ["decorator", "rule", "middleware"])
-async def test_a_time_limit_ends_the_run_for_all_who_wait(cache, caplog, where):
+async def test_hard_timeout_answers_504_to_all_waiting_readers(cache, caplog, where):
     gated, ended = Gated(99), []
 
     async def answer() -> Any:
@@ -600,7 +600,7 @@ async def test_a_time_limit_ends_the_run_for_all_who_wait(cache, caplog, where):
     assert len(ended) == gated.runs - 1
 
 
-async def test_what_is_stored_answers_for_a_run_that_takes_too_long(cache, clock):
+async def test_stale_response_is_fallback_after_hard_timeout(cache, clock):
     gated = Gated(99)
     async with readers_of(cache, app_with(cache, gated.endpoint, stale_for=0, hard_timeout=0.5)) as readers:
         await warm(readers.http, gated)
@@ -611,7 +611,7 @@ async def test_what_is_stored_answers_for_a_run_that_takes_too_long(cache, clock
     assert all("fwd-status=504" in found.headers["cache-status"] for found in readers.found)
 
 
-async def test_a_thread_cannot_be_ended_and_those_who_wait_for_it_are_answered(cache):
+async def test_readers_of_a_blocked_thread_get_504_after_hard_timeout(cache):
     gated = Gated(99, plain=True)
     async with readers_of(cache, app_with(cache, gated.endpoint, hard_timeout=0.5)) as readers:
         await warm(readers.http, gated)
@@ -628,7 +628,7 @@ async def test_a_thread_cannot_be_ended_and_those_who_wait_for_it_are_answered(c
         await until(lambda: len(readers.found) == asked)
 
 
-async def test_readers_who_waited_for_what_is_not_shared_run_the_endpoint_themselves(cache):
+async def test_readers_who_waited_for_a_private_response_run_the_endpoint_themselves(cache):
     gated = Gated(2)
     gated.results |= {run: JSONResponse(run, headers={"cache-control": "private"}) for run in range(2, 9)}
     async with readers_of(cache, app_with(cache, gated.endpoint)) as readers:
@@ -640,7 +640,7 @@ async def test_readers_who_waited_for_what_is_not_shared_run_the_endpoint_themse
     assert all("private" in found.headers["cache-status"] for found in readers.found)
 
 
-async def test_readers_who_waited_for_what_an_invalidation_has_outdated_get_what_is_newer(cache):
+async def test_readers_who_waited_for_a_superseded_load_get_a_newer_response(cache):
     gated = Gated(2)
     async with readers_of(cache, app_with(cache, gated.endpoint)) as readers:
         await get(readers.http)
@@ -656,7 +656,7 @@ async def test_readers_who_waited_for_what_an_invalidation_has_outdated_get_what
 # -- the background -------------------------------------------------------------------------------------------------
 
 
-async def test_a_stale_response_answers_at_once_and_one_run_with_all_dependencies_refreshes_it(cache, clock):
+async def test_stale_response_is_refreshed_by_one_background_run_with_all_dependencies(cache, clock):
     gated, guards, closed = Gated(2), [], []
 
     async def guard(user: User):
@@ -680,7 +680,7 @@ async def test_a_stale_response_answers_at_once_and_one_run_with_all_dependencie
 
 
 @pytest.mark.parametrize("failure", [HTTPException(401), HTTPException(404), HTTPException(429), KeyError("broken")])
-async def test_a_dependency_that_refuses_the_background_run_changes_nothing(cache, clock, failure, caplog):
+async def test_background_run_refused_by_dependency_keeps_the_stale_response(cache, clock, failure, caplog):
     gated, requests = Gated(99), []
 
     def guard(request: Request) -> None:
@@ -703,7 +703,7 @@ async def test_a_dependency_that_refuses_the_background_run_changes_nothing(cach
     assert ("the app failed in a background refresh" in caplog.text) == isinstance(failure, KeyError)
 
 
-async def test_a_background_run_that_selects_something_else_stores_nothing(cache, clock):
+async def test_background_run_with_another_key_stores_nothing(cache, clock):
     users, runs = [], []
 
     def next_user(user: User) -> str:
@@ -727,7 +727,7 @@ async def test_a_background_run_that_selects_something_else_stores_nothing(cache
 
 @pytest.mark.uncounted
 @pytest.mark.parametrize("word", [{}, {"shared": True}], ids=["", "shared"])
-async def test_a_background_run_has_the_context_variables_of_its_request_that_cannot_be_changed(cache, clock, word):
+async def test_background_run_gets_only_immutable_context_variables_of_its_request(cache, clock, word):
     tenant: ContextVar[str] = ContextVar("tenant")
     open_files: ContextVar[list] = ContextVar("open_files")
     gated, seen = Gated(99), []
@@ -759,7 +759,7 @@ async def test_a_background_run_has_the_context_variables_of_its_request_that_ca
     assert seen[1] == ("acme", None)
 
 
-async def test_a_background_run_that_fails_in_the_endpoint_backs_off(cache, clock):
+async def test_background_run_that_fails_in_endpoint_backs_off(cache, clock):
     gated = Gated(99)
     gated.results |= dict.fromkeys(range(2, 9), KeyError("broken"))
     async with readers_of(cache, app_with(cache, gated.endpoint)) as readers:
@@ -772,7 +772,7 @@ async def test_a_background_run_that_fails_in_the_endpoint_backs_off(cache, cloc
     assert gated.runs == 2
 
 
-async def test_a_background_run_that_finds_the_resource_gone_takes_it_away(cache, clock):
+async def test_404_in_background_run_removes_the_stored_response(cache, clock):
     gated = Gated(99)
     gated.results[2] = HTTPException(404)
     async with readers_of(cache, app_with(cache, gated.endpoint)) as readers:
@@ -783,7 +783,7 @@ async def test_a_background_run_that_finds_the_resource_gone_takes_it_away(cache
         assert state(await get(readers.http)) == (200, "missing")
 
 
-async def test_a_background_run_that_takes_too_long_is_ended(cache, clock):
+async def test_background_run_ends_at_hard_timeout(cache, clock):
     gated, ended = Gated(99), []
 
     async def answer() -> Any:
@@ -801,7 +801,7 @@ async def test_a_background_run_that_takes_too_long_is_ended(cache, clock):
         assert state(await get(readers.http)) == (200, "stale")
 
 
-async def test_two_stale_answers_at_the_same_time_are_refreshed_once(cache, clock):
+async def test_concurrent_stale_responses_start_one_background_run(cache, clock):
     gated = Gated(2)
     async with readers_of(cache, app_with(cache, gated.endpoint)) as readers:
         await get(readers.http)
@@ -818,7 +818,7 @@ async def test_two_stale_answers_at_the_same_time_are_refreshed_once(cache, cloc
     assert gated.runs == 2
 
 
-async def test_a_background_run_that_comes_when_another_one_loads_leaves_it_alone(cache, clock):
+async def test_late_background_run_does_not_run_endpoint_while_another_loads(cache, clock):
     gated, requests, waits = Gated(2), [], anyio.Event()
 
     async def guard(request: Request) -> None:
@@ -841,7 +841,7 @@ async def test_a_background_run_that_comes_when_another_one_loads_leaves_it_alon
     assert gated.runs == 2
 
 
-async def test_a_background_run_has_the_clients_fields_and_a_copy_of_its_session(cache, clock):
+async def test_background_run_gets_headers_and_a_copy_of_the_session_of_its_request(cache, clock):
     seen: list[Any] = []
 
     async def guard(request: Request) -> None:
@@ -862,7 +862,7 @@ async def test_a_background_run_has_the_clients_fields_and_a_copy_of_its_session
     assert seen[3][1] == {"seen": 2}
 
 
-async def test_a_background_run_reads_no_message_of_the_client(cache, clock):
+async def test_background_run_receives_no_message_of_the_client(cache, clock):
     listened = []
 
     async def guard(request: Request) -> None:
@@ -888,7 +888,7 @@ async def test_a_background_run_reads_no_message_of_the_client(cache, clock):
 # -- what else ------------------------------------------------------------------------------------------------------
 
 
-async def test_events_tell_of_hits_and_misses(cache, clock):
+async def test_reads_publish_miss_hit_and_stale_events(cache, clock):
     told: list[str] = []
     cache.subscribe(lambda event: told.append(type(event).__name__), Hit, Miss, Stale)
     gated = Gated(99)
@@ -905,7 +905,7 @@ async def test_events_tell_of_hits_and_misses(cache, clock):
 @pytest.mark.parametrize(
     "failure", [KeyError("broken"), HTTPException(503), PlainTextResponse("broken", 500)], ids=["raised", "503", "500"]
 )
-async def test_each_reader_counts_once_where_the_endpoint_fails_and_a_background_run_does_not(cache, clock, failure):
+async def test_failing_endpoint_counts_a_miss_per_reader_and_none_in_background(cache, clock, failure):
     told: list[str] = []
     cache.subscribe(lambda event: told.append(type(event).__name__), Hit, Miss, Stale, Bypassed, NotStored)
     gated = Gated(99)
@@ -927,7 +927,7 @@ async def test_each_reader_counts_once_where_the_endpoint_fails_and_a_background
 
 
 @pytest.mark.parametrize("failure", [None, KeyError("broken"), HTTPException(503)], ids=["none", "raised", "503"])
-async def test_the_load_of_an_endpoint_counts_once_from_the_first_request_on(cache, failure):
+async def test_load_of_endpoint_is_counted_once_from_the_first_request_on(cache, failure):
     told: list[Loaded | LoadFailed] = []
     cache.subscribe(told.append, Loaded, LoadFailed)
     registry, watching = CollectorRegistry(), cache.report().watching
@@ -959,7 +959,7 @@ class OutOfStock(Exception):
 
 
 @pytest.mark.parametrize("plain", [False, True])
-async def test_an_exception_that_the_app_handles_is_not_stored_and_says_so(cache, plain):
+async def test_handled_exception_is_reported_as_not_stored(cache, plain):
     told: list[Bypassed | NotStored | Miss] = []
     cache.subscribe(told.append, Bypassed, NotStored, Miss)
     gated = Gated(2, plain=plain)
@@ -979,7 +979,7 @@ async def test_an_exception_that_the_app_handles_is_not_stored_and_says_so(cache
     assert cache.stats().not_stored == {"exception handler": 5}
 
 
-async def test_readers_who_wait_for_what_cannot_be_stored_are_told_why_it_was_not(cache):
+async def test_not_stored_event_names_status_429_for_each_waiting_reader(cache):
     told: list[Bypassed | NotStored | Miss] = []
     cache.subscribe(told.append, Bypassed, NotStored, Miss)
     gated = Gated(2)
@@ -993,7 +993,7 @@ async def test_readers_who_wait_for_what_cannot_be_stored_are_told_why_it_was_no
     assert [(type(event), event.reason) for event in told] == [(NotStored, "status 429")] * 5
 
 
-async def test_an_exception_of_starlette_answers_as_the_app_says(cache, clock):
+async def test_starlette_endpoint_error_gets_stale_fallback_or_its_own_status(cache, clock):
     gated = Gated(99)
     gated.results |= {1: PlainTextResponse("x"), 2: HTTPException(503), 3: HTTPException(503)}
 
@@ -1010,7 +1010,7 @@ async def test_an_exception_of_starlette_answers_as_the_app_says(cache, clock):
         assert (await get(http)).status_code == 503
 
 
-async def test_a_refusal_of_a_dependency_leaves_what_is_stored_in_front(cache):
+async def test_401_of_dependency_keeps_the_stored_public_response(cache):
     async def guard(user: User) -> None: ...
 
     gated = Gated(99)
@@ -1021,7 +1021,7 @@ async def test_a_refusal_of_a_dependency_leaves_what_is_stored_in_front(cache):
         assert state(await get(http)) == (200, "fresh")
 
 
-async def test_the_cache_may_be_closed_while_a_reader_runs_the_endpoint(clock):
+async def test_reader_gets_response_when_cache_closes_during_its_load(clock):
     gated = Gated(2)
     cache = Cache(clock=clock, drain_for=0)
     async with readers_of(cache, app_with(cache, gated.endpoint)) as readers:
@@ -1073,7 +1073,7 @@ async def until_loaded(http, run):
 
 
 @pytest.mark.parametrize("anyio_backend", ["asyncio"])
-async def test_two_processes_of_real_servers_load_once(server, anyio_backend):
+async def test_two_operating_system_processes_load_once(server, anyio_backend):
     script = """
 import asyncio, sys
 from fastapi import Depends, FastAPI
@@ -1153,7 +1153,7 @@ def digits(cache, **more):
 
 @pytest.mark.uncounted
 @pytest.mark.parametrize(("fields", "status", "text"), ASKED)
-async def test_what_is_stored_answers_conditions_and_ranges_as_in_front(cache, fields, status, text):
+async def test_guarded_hit_answers_conditions_and_ranges_as_a_public_hit_does(cache, fields, status, text):
     front = FastAPI()
 
     @front.get("/x")
@@ -1174,7 +1174,7 @@ async def test_what_is_stored_answers_conditions_and_ranges_as_in_front(cache, f
         assert (await http.get("/x", headers=fields)).status_code == 401
 
 
-async def test_a_304_has_what_the_dependencies_have_set_for_its_reader(cache):
+async def test_304_carries_headers_that_dependencies_set_for_its_reader(cache):
     app = FastAPI()
 
     def limits(response: Response, token: User) -> None:
@@ -1200,7 +1200,7 @@ async def test_a_304_has_what_the_dependencies_have_set_for_its_reader(cache):
 
 
 @pytest.mark.parametrize("plain", [False, True])
-async def test_every_way_to_a_stored_answer_behind_a_login_answers_conditions(cache, clock, plain):
+async def test_loaded_collapsed_and_fallback_responses_answer_conditions(cache, clock, plain):
     gated = Gated(2, plain=plain)
     gated.results = {
         2: PlainTextResponse("0123456789", headers={"etag": '"1"'}),
@@ -1227,7 +1227,7 @@ async def test_every_way_to_a_stored_answer_behind_a_login_answers_conditions(ca
         assert failed.headers["cache-status"] == f"swr; fwd=stale; fwd-status=503; {DETAIL}"
 
 
-async def test_an_error_for_all_who_wait_answers_no_condition(cache):
+async def test_shared_error_response_ignores_conditions(cache):
     gated = Gated(2)
     gated.results |= dict.fromkeys(range(2, 9), PlainTextResponse("no", 500, headers={"etag": '"1"'}))
     async with readers_of(cache, app_with(cache, gated.endpoint)) as readers:

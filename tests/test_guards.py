@@ -126,7 +126,7 @@ OUT_OF_REACH = {
 @pytest.mark.uncounted
 @pytest.mark.parametrize("guard", [by_request, by_connection, _TokenOrOffice(auto_error=False)])
 @pytest.mark.parametrize("place", ["below", "above", "rule", *OUT_OF_REACH])
-async def test_a_guard_that_may_look_at_anything_runs_although_the_cache_cannot_answer_behind_it(cache, place, guard):
+async def test_guard_that_takes_the_request_runs_on_every_request_to_any_endpoint(cache, place, guard):
     endpoint, route = OUT_OF_REACH.get(place, (_secret, {}))
     app = FastAPI()
     router = APIRouter(dependencies=[Depends(guard)])
@@ -144,7 +144,7 @@ async def test_a_guard_that_may_look_at_anything_runs_although_the_cache_cannot_
         assert state(await inside.get("/x")) == (200, "fresh" if place == "below" else "missing")
 
 
-async def test_key_of_the_middleware_says_what_such_a_guard_looks_at(cache):
+async def test_middleware_key_allows_hits_behind_a_guard_that_takes_the_request(cache):
     app = FastAPI(dependencies=[Depends(by_request)])
     app.get("/x")(_secret)
     rules = [Rule("/x", fresh_for=60)]
@@ -154,7 +154,7 @@ async def test_key_of_the_middleware_says_what_such_a_guard_looks_at(cache):
         assert (await outside.get("/x")).status_code == 403
 
 
-async def test_credentials_vary_says_that_such_a_guard_looks_at_the_credentials(cache):
+async def test_credentials_vary_allows_hits_behind_a_guard_that_takes_the_request(cache):
     app = FastAPI(dependencies=[Depends(by_request)])
     app.get("/x")(_secret)
     app.add_middleware(SWRMiddleware, cache=cache, rules=[Rule("/x", fresh_for=60, credentials="vary")])
@@ -165,7 +165,7 @@ async def test_credentials_vary_says_that_such_a_guard_looks_at_the_credentials(
         assert (await outside.get("/x")).status_code == 403
 
 
-async def test_a_failure_behind_such_a_guard_is_not_for_those_who_wait(cache):
+async def test_failure_behind_a_guard_is_not_shared_with_waiting_requests(cache):
     app, begun, gate = FastAPI(dependencies=[Depends(by_request)]), anyio.Event(), anyio.Event()
 
     @app.get("/x")
@@ -190,7 +190,7 @@ async def test_a_failure_behind_such_a_guard_is_not_for_those_who_wait(cache):
     assert found == {"10.0.0.1": 503, "10.9.9.9": 403}
 
 
-async def test_a_revoked_token_in_a_field_is_refused_although_the_cache_cannot_answer_behind_the_guard(cache):
+async def test_revoked_token_in_a_header_is_refused_where_the_endpoint_takes_the_request(cache):
     valid = {"t"}
 
     def guard(x_token: Annotated[str, Header()]) -> None:
@@ -205,7 +205,7 @@ async def test_a_revoked_token_in_a_field_is_refused_although_the_cache_cannot_a
         assert (await http.get("/x", headers=fields)).status_code == 403
 
 
-async def test_the_middleware_notes_in_the_event_loop_what_a_guard_has_admitted(cache, monkeypatch):
+async def test_middleware_records_admission_by_a_guard_in_the_event_loop_thread(cache, monkeypatch):
     threads, admit = set(), AskedByClient.admit
 
     def noting(asked):
@@ -248,7 +248,7 @@ async def _of_method(self, request: Request):
 
 @pytest.mark.parametrize("framework", ["fastapi", "starlette", "class"])
 @pytest.mark.parametrize("word", [{}, {"shared": True}, {"key": lambda request: 1}])
-async def test_a_decorator_above_runs_on_every_request(cache, framework, word):
+async def test_decorator_above_cache_response_runs_on_every_request(cache, framework, word):
     endpoint = _of_method if framework == "class" else _of_request
     guarded = in_the_office(cache.response(fresh_for=60, **word)(endpoint))
     app = FastAPI() if framework == "fastapi" else Starlette()
@@ -268,7 +268,7 @@ async def test_a_decorator_above_runs_on_every_request(cache, framework, word):
     assert is_shared or 'route"' in found[2].headers["cache-status"] or framework != "fastapi"
 
 
-async def test_key_of_the_middleware_says_what_a_decorator_above_looks_at(cache):
+async def test_middleware_key_allows_hits_behind_a_decorator_above_cache_response(cache):
     app = FastAPI()
     app.get("/x")(in_the_office(cache.response(fresh_for=60)(_of_request)))
     app.add_middleware(SWRMiddleware, cache=cache, key=lambda scope: scope["client"][0])
@@ -277,7 +277,7 @@ async def test_key_of_the_middleware_says_what_a_decorator_above_looks_at(cache)
         assert (await outside.get("/x")).status_code == 403
 
 
-async def test_a_decorator_above_that_hides_the_request_from_the_endpoint_runs_on_every_request(cache):
+async def test_decorator_that_hides_the_request_from_the_endpoint_runs_on_every_request(cache):
     inner = cache.response(fresh_for=60)(_secret)
 
     @functools.wraps(inner)
@@ -294,7 +294,7 @@ async def test_a_decorator_above_that_hides_the_request_from_the_endpoint_runs_o
 
 
 @pytest.mark.parametrize("has_guard", [False, True])
-async def test_a_method_of_an_object_is_called_by_its_route(cache, has_guard):
+async def test_method_of_each_object_is_called_and_cached_by_its_own_route(cache, has_guard):
     class Rankings:
         def __init__(self, name):
             self.name = name
@@ -331,7 +331,7 @@ class _InTheOffice(APIRoute):
 
 @pytest.mark.parametrize("terms", ["rule", "decorator"])
 @pytest.mark.parametrize("place", ["router", "included", "override"])
-async def test_a_route_class_of_the_apps_own_runs_on_every_request(cache, terms, place):
+async def test_route_class_of_the_app_runs_on_every_request(cache, terms, place):
     app = FastAPI()
     endpoint = cache.response(fresh_for=60)(_secret) if terms == "decorator" else _secret
     if place == "router":

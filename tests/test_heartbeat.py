@@ -37,7 +37,7 @@ def beats(monkeypatch):
 
 
 @pytest.mark.parametrize("reports", [False, True])
-async def test_a_heartbeat_is_one_command_with_the_digest_for_dashboards_in_it(server: Server, beats, reports):
+async def test_heartbeat_is_one_command_that_includes_the_dashboard_digest(server: Server, beats, reports):
     async with Cache(server.url, reports=reports) as cache:
         store = cache.engine.store
         await until(lambda: len(beats) > 2)
@@ -69,7 +69,7 @@ def report(script, *keys):
     return Report(Part(script, keys, (b"id", b"digest", 60, 20)), replies.append), replies
 
 
-async def test_each_part_gets_its_own_keys_and_arguments(link, connection):
+async def test_heartbeat_gives_each_of_its_parts_its_own_keys_and_arguments(link, connection):
     told, replies = report("return {KEYS[1], KEYS[2], ARGV[1], ARGV[4], #KEYS, #ARGV}", b"x", b"y")
     heartbeat = Heartbeat(connection, (b"probe", 1), link.history, told)
     assert await heartbeat.ask("EVAL", LESSON.script, 1, *LESSON.keys, *LESSON.arguments) == [b"k", b"a", 1, 1]
@@ -79,14 +79,14 @@ async def test_each_part_gets_its_own_keys_and_arguments(link, connection):
     assert await heartbeat.ask("ECHO", b"as it is") == b"as it is"
 
 
-async def test_a_report_that_cannot_be_written_keeps_nothing_else_from_being_done(link, connection, server: Server):
+async def test_failed_report_does_not_stop_the_other_parts_of_a_heartbeat(link, connection, server: Server):
     server.command("SET", "digests", "foreign")
     told, replies = report(REPORT, b"digests", b"times", b"open", b"faults")
     assert await Heartbeat(connection, (b"probe", 1), link.history, told).send(LESSON) == [b"k", b"a", 1, 1]
     assert "WRONGTYPE" in str(replies[0])
 
 
-async def test_a_server_of_another_line_of_writes_is_asked_for_no_tag_versions_yet(connection):
+async def test_heartbeat_to_a_server_with_another_history_raises_other_history(connection):
     heartbeat = Heartbeat(connection, (b"probe", 1), b"another", None)
     with pytest.raises(OtherHistory):
         await heartbeat.ask("EVAL", LESSON.script, 1, *LESSON.keys, *LESSON.arguments)
@@ -108,7 +108,7 @@ class Moved:
         return self.connection.ask(*command)
 
 
-async def test_where_the_keys_have_gone_the_probe_is_sent_without_them(connection):
+async def test_heartbeat_sends_only_the_probe_after_the_keys_have_moved(connection):
     moved = Moved(connection)
     told, replies = report(REPORT, b"digests", b"times", b"open", b"faults")
     heartbeat = Heartbeat(moved, (b"probe", 1), None, told)
@@ -121,7 +121,7 @@ async def test_where_the_keys_have_gone_the_probe_is_sent_without_them(connectio
     assert len(moved.sent) == 2
 
 
-async def test_a_server_that_was_a_replica_since_the_last_heartbeat_is_told_again(
+async def test_heartbeat_repeats_invalidations_on_a_server_that_was_a_replica_meanwhile(
     own_server: Server, no_heartbeats, monkeypatch
 ):
     monkeypatch.setattr("swr.stores.redis.failover._MARGIN", 3_600_000_000)
@@ -139,7 +139,7 @@ async def test_a_server_that_was_a_replica_since_the_last_heartbeat_is_told_agai
         assert own_server.command("GET", entry) != own_server.command("GET", "before")
 
 
-async def test_a_probe_that_comes_too_early_says_that_messages_were_lost(link):
+async def test_probe_with_a_skipped_number_raises_store_unavailable(link):
     with pytest.raises(StoreUnavailable, match="messages were lost"):
         link._on_probe(b"%d" % (link._returned + 2))
 
@@ -157,7 +157,7 @@ class Demoted:
         self.connection.abandon(reason)
 
 
-async def test_a_command_that_a_replica_refuses_is_sent_again_over_the_next_connection(server: Server, no_heartbeats):
+async def test_command_refused_by_a_replica_is_sent_again_over_the_next_connection(server: Server, no_heartbeats):
     async with Cache(server.url, timeout=30) as cache:
         await cache.engine.ready()
         link = cache.engine.store.store._servers.link_to(b"k")

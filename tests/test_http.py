@@ -32,13 +32,13 @@ class TestStoring:
 
     @pytest.mark.uncounted
     @pytest.mark.parametrize("status", [200, 203, 204, 299, 302, 307, 400, 404, 410, 500, 502, 503, 504, 599])
-    async def test_any_status_is_stored_whose_response_says_for_how_long(self, cache, status):
+    async def test_response_with_max_age_is_stored_whatever_its_status(self, cache, status):
         origin = Origin((status, {"cache-control": "max-age=60"}, ""))
         async with client(SWRMiddleware(origin, cache)) as http:
             assert [brief(await http.get("/x")) for _ in range(2)] == [(status, "", "missing"), (status, "", "fresh")]
 
     @pytest.mark.parametrize("status", [206, 304])
-    async def test_what_was_not_asked_for_is_not_stored(self, cache, status):
+    async def test_unrequested_206_or_304_is_not_stored(self, cache, status):
         """RFC 9111 3.3: a part is never taken for the whole."""
         app = App([(b"cache-control", b"max-age=60"), (b"content-range", b"bytes 0-0/9")], status=status)
         async with client(SWRMiddleware(app, cache)) as http:
@@ -47,7 +47,9 @@ class TestStoring:
         assert app.runs == 2
 
     @pytest.mark.parametrize(("status", "runs"), [(200, 1), (404, 1), (403, 2), (502, 2)])
-    async def test_a_lifetime_is_guessed_where_that_is_allowed(self, cache, clock, status, runs):
+    async def test_heuristic_lifetime_applies_only_to_heuristically_cacheable_statuses(
+        self, cache, clock, status, runs
+    ):
         """RFC 9111 4.2.2: a tenth of the time since the last change."""
         fields = {
             "last-modified": formatdate(clock.now - 1000, usegmt=True),
@@ -60,7 +62,7 @@ class TestStoring:
             await http.get("/x")
         assert origin.runs == runs
 
-    async def test_no_lifetime_is_guessed_unless_the_operator_asks_for_it(self, cache, clock):
+    async def test_heuristic_lifetime_is_off_by_default(self, cache, clock):
         fields = {"last-modified": formatdate(clock.now - 1000, usegmt=True)}
         origin = Origin((200, fields, ""))
         async with client(SWRMiddleware(origin, cache)) as http:
@@ -68,14 +70,14 @@ class TestStoring:
                 assert (await http.get("/x")).headers["swr-state"] == "missing"
         assert origin.runs == 2
 
-    async def test_nothing_is_guessed_if_so_wished(self, cache):
+    async def test_heuristic_of_0_gives_no_heuristic_lifetime(self, cache):
         origin = Origin((200, {"last-modified": OLD}, ""))
         async with client(SWRMiddleware(origin, cache, heuristic=0)) as http:
             await http.get("/x")
             await http.get("/x")
         assert origin.runs == 2
 
-    async def test_fields_that_are_for_one_reader_are_left_out(self, cache):
+    async def test_fields_named_by_private_or_no_cache_are_not_stored(self, cache):
         """RFC 9111 5.2.2.4 and 5.2.2.7: `no-cache` and `private` with field names."""
         fields = {"cache-control": 'max-age=60, private="x-me, set-cookie", no-cache=x-too', "x-all": "1"}
         origin = Origin((200, {**fields, "x-me": "2", "x-too": "3", "set-cookie": "a=b"}, "body"))
@@ -87,7 +89,7 @@ class TestStoring:
             assert {"x-me", "x-too", "set-cookie"}.isdisjoint(again.headers)
 
     @pytest.mark.parametrize(("status", "runs"), [(200, 1), (599, 2)])
-    async def test_must_understand(self, cache, status, runs):
+    async def test_must_understand_overrides_no_store_for_understood_statuses(self, cache, status, runs):
         """RFC 9111 5.2.2.3: no-store does not count where the status code is understood."""
         origin = Origin((status, {"cache-control": "max-age=60, no-store, must-understand"}, ""))
         async with client(SWRMiddleware(origin, cache)) as http:
@@ -96,7 +98,7 @@ class TestStoring:
         assert origin.runs == runs
 
     @pytest.mark.parametrize("directive", ["public", "s-maxage=60", "must-revalidate"])
-    async def test_what_came_for_credentials_is_shared_only_by_its_own_word(self, cache, directive):
+    async def test_response_to_authorization_is_shared_if_a_directive_allows_it(self, cache, directive):
         """RFC 9111 3.5."""
         origin = Origin((200, {"cache-control": f"max-age=60, {directive}"}, "all"))
         async with client(SWRMiddleware(origin, cache)) as http:
@@ -105,8 +107,8 @@ class TestStoring:
         assert origin.runs == 1
 
     @pytest.mark.parametrize("vary", [None, "authorization"])
-    async def test_a_refresh_that_somebody_with_credentials_set_off_is_without_them(self, cache, clock, vary):
-        """So what it brings is for all, as if anybody else had; unless they are what selects the answer."""
+    async def test_background_refresh_drops_credentials_unless_vary_names_them(self, cache, clock, vary):
+        """Its response is then for everybody, unless `Vary` names the credentials."""
         shared = {"cache-control": "s-maxage=10, stale-while-revalidate=60", "vary": vary}
         origin = Origin((200, shared, "one"), (200, {"cache-control": "max-age=60", "vary": vary}, "two"))
         async with client(SWRMiddleware(origin, cache)) as http:
@@ -118,7 +120,7 @@ class TestStoring:
             assert brief(answer) == ((200, "one", "stale") if vary else (200, "two", "fresh"))
         assert origin.seen[1][1].get("authorization") == ("me" if vary else None)
 
-    async def test_an_error_behind_the_readers_back_replaces_nothing(self, cache, clock):
+    async def test_background_refresh_error_does_not_replace_a_good_response(self, cache, clock):
         """A 503 that may be stored itself is not a reason to give up a good response."""
         good = (200, {"cache-control": "max-age=10, stale-while-revalidate=100"}, "good")
         origin = Origin(good, (503, {"cache-control": "max-age=1000"}, "bad"))
@@ -129,8 +131,8 @@ class TestStoring:
             await settle()
             assert brief(await http.get("/x")) == (200, "good", "stale")
 
-    async def test_a_body_of_another_length_than_it_says_is_not_stored(self, cache):
-        """RFC 9111 3.3: it is incomplete, and its client is not left to take it for the whole."""
+    async def test_body_that_contradicts_content_length_raises_and_is_not_stored(self, cache):
+        """RFC 9111 3.3: the body is incomplete, and its client must not take it for the whole."""
         app = App([(b"cache-control", b"max-age=60"), (b"content-length", b"100")])
         async with client(SWRMiddleware(app, cache)) as http:
             for _ in range(2):
@@ -142,7 +144,7 @@ class TestStoring:
 class TestAge:
     """RFC 9111 4.2.3 and 5.1."""
 
-    async def test_the_age_that_it_came_with_counts(self, cache, clock):
+    async def test_age_includes_the_age_field_of_the_response(self, cache, clock):
         origin = Origin((200, {"cache-control": "max-age=60", "age": "50"}, ""))
         async with client(SWRMiddleware(origin, cache)) as http:
             await http.get("/x")
@@ -152,7 +154,7 @@ class TestAge:
             await http.get("/x")
         assert origin.runs == 2
 
-    async def test_so_does_the_time_since_its_date(self, cache, clock):
+    async def test_age_includes_the_time_since_the_date_field(self, cache, clock):
         fields = {"cache-control": "max-age=60", "date": formatdate(clock.now - 40, usegmt=True)}
         origin = Origin((200, fields, ""))
         async with client(SWRMiddleware(origin, cache)) as http:
@@ -162,7 +164,7 @@ class TestAge:
             await http.get("/x")
         assert origin.runs == 2
 
-    async def test_and_the_time_that_the_answer_took(self, cache, clock):
+    async def test_age_includes_the_time_the_app_took_to_answer(self, cache, clock):
         app = App([(b"cache-control", b"max-age=60")])
         async with client(SWRMiddleware(app, cache)) as http:
 
@@ -175,7 +177,7 @@ class TestAge:
             await gather(http.get("/x"), slowly())
             assert (await http.get("/x")).headers["age"] == "20"
 
-    async def test_a_clock_that_jumps_back_makes_nothing_younger_than_new(self, cache, clock):
+    async def test_age_is_0_after_the_clock_jumps_back(self, cache, clock):
         origin = Origin((200, {"cache-control": "max-age=60"}, ""))
         async with client(SWRMiddleware(origin, cache)) as http:
             await http.get("/x")
@@ -183,7 +185,7 @@ class TestAge:
             assert (await http.get("/x")).headers["age"] == "0"
 
     @pytest.mark.parametrize("said", ["no-cache", "max-age=0, must-revalidate"])
-    async def test_nor_spares_it_a_confirmation(self, cache, clock, said):
+    async def test_response_that_requires_validation_is_revalidated_after_clock_jumps_back(self, cache, clock, said):
         origin = Origin((200, {"cache-control": said, "etag": '"1"'}, ""))
         async with client(SWRMiddleware(origin, cache)) as http:
             await http.get("/x")
@@ -197,7 +199,7 @@ class TestAge:
 class TestValidation:
     """RFC 9111 4.3."""
 
-    async def test_the_app_is_asked_whether_it_still_holds(self, cache, clock):
+    async def test_stale_response_is_revalidated_and_renewed_by_304(self, cache, clock):
         """4.3.1 and 4.3.4: a 304 renews what is stored, without a body."""
         fields = {"cache-control": "max-age=10", "etag": '"1"', "last-modified": OLD, "x": "old"}
         origin = Origin((200, fields, "body"), (200, {**fields, "x": "new"}, "not sent"))
@@ -214,7 +216,7 @@ class TestValidation:
         assert origin.seen[1][1]["if-none-match"] == '"1"'
         assert origin.seen[1][1]["if-modified-since"] == OLD
 
-    async def test_in_the_background_too(self, cache, clock):
+    async def test_background_refresh_revalidates_and_renews_by_304(self, cache, clock):
         fields = {"cache-control": "max-age=10, stale-while-revalidate=60", "etag": '"1"'}
         origin = Origin((200, fields, "body"))
         async with client(SWRMiddleware(origin, cache)) as http:
@@ -225,8 +227,8 @@ class TestValidation:
             assert brief(await http.get("/x")) == (200, "body", "fresh")
         assert [asked.get("if-none-match") for _, asked in origin.seen] == [None, '"1"']
 
-    async def test_the_conditions_of_a_client_are_its_own(self, cache, clock):
-        """The app hears those of the cache; the client is answered by what comes."""
+    async def test_app_receives_the_stored_etag_instead_of_the_client_condition(self, cache, clock):
+        """The app receives the condition of swr; swr then answers the condition of the client."""
         fields = {"cache-control": "max-age=10", "etag": '"1"'}
         origin = Origin((200, fields, "one"), (200, fields, "one"), (200, {**fields, "etag": '"2"'}, "two"))
         async with client(SWRMiddleware(origin, cache)) as http:
@@ -238,7 +240,7 @@ class TestValidation:
             assert brief(await http.get("/x", headers={"if-none-match": '"2"'}))[0] == 304
         assert [asked.get("if-none-match") for _, asked in origin.seen] == [None, '"1"', '"1"']
 
-    async def test_the_client_leaves_something_in_the_scope_and_finds_its_headers_there(self, cache):
+    async def test_outer_middleware_sees_scope_changes_of_the_app_and_original_headers(self, cache):
         """Middleware around the cache sees the request as it was, and what the app has left there."""
         origin = Origin((200, {"cache-control": "max-age=60", "etag": '"1"'}, "x"))
 
@@ -257,7 +259,7 @@ class TestValidation:
             await http.get("/x", headers={"if-none-match": '"0"'})
         assert seen == [("here", b'"0"')]
 
-    async def test_a_304_about_something_else_is_no_confirmation(self, cache, clock):
+    async def test_304_with_another_etag_causes_a_full_load(self, cache, clock):
         """4.3.4: then the whole is asked for."""
         runs = []
 
@@ -276,7 +278,7 @@ class TestValidation:
             assert brief(await http.get("/x")) == (200, "3", "missing")
         assert runs == [None, b'"mine"', None]
 
-    async def test_whatever_a_304_has_for_a_body_is_not_looked_at(self, cache, clock):
+    async def test_body_of_304_is_ignored(self, cache, clock):
         async def app(scope, receive, send):
             condition = dict(scope["headers"]).get(b"if-none-match")
             headers = [(b"cache-control", b"max-age=10"), (b"etag", b'"1"')]
@@ -291,7 +293,7 @@ class TestValidation:
             clock.advance(20)
             assert brief(await http.get("/x")) == (200, "xx", "missing")
 
-    async def test_a_304_that_forbids_storing_answers_the_one_who_asked(self, cache, clock):
+    async def test_304_with_no_store_answers_its_client_and_removes_the_entry(self, cache, clock):
         fields = {"cache-control": "max-age=10", "etag": '"1"'}
         origin = Origin((200, fields, "body"), (200, {**fields, "cache-control": "no-store"}, ""))
         async with client(SWRMiddleware(origin, cache)) as http:
@@ -302,7 +304,7 @@ class TestValidation:
             assert answer.headers["cache-status"] == "swr; fwd=stale; fwd-status=304"
             assert state(await http.get("/x")) == ("missing", 'swr; fwd=uri-miss; detail="no-store"')
 
-    async def test_a_304_in_the_background_that_forbids_storing_ends_it(self, cache, clock):
+    async def test_background_304_with_no_store_removes_the_entry(self, cache, clock):
         fields = {"cache-control": "max-age=10, stale-while-revalidate=60", "etag": '"1"'}
         origin = Origin((200, fields, "body"), (200, {**fields, "cache-control": "no-store"}, ""))
         async with client(SWRMiddleware(origin, cache)) as http:
@@ -312,7 +314,7 @@ class TestValidation:
             await settle()
             assert (await http.get("/x")).headers["swr-state"] == "missing"
 
-    async def test_no_cache_is_confirmed_for_every_request(self, cache):
+    async def test_no_cache_response_is_revalidated_for_every_request(self, cache):
         """5.2.2.4."""
         origin = Origin((200, {"cache-control": "max-age=60, no-cache", "etag": '"1"'}, "body"))
         async with client(SWRMiddleware(origin, cache)) as http:
@@ -320,7 +322,7 @@ class TestValidation:
                 assert brief(await http.get("/x")) == (200, "body", "missing")
         assert [asked.get("if-none-match") for _, asked in origin.seen] == [None, '"1"', '"1"']
 
-    async def test_and_nobody_is_answered_with_the_confirmation_of_another(self, cache):
+    async def test_concurrent_requests_for_a_no_cache_response_each_run_the_app(self, cache):
         """RFC 9111 4: what must be confirmed before it is reused is not shared among those who wait."""
         app = App([(b"cache-control", b"no-cache"), (b"etag", b'"1"')])
         async with client(SWRMiddleware(app, cache)) as http:
@@ -331,13 +333,13 @@ class TestValidation:
             answers = await gather(*(http.get("/x") for _ in range(5)), open_later(app))
             assert sorted(answer.text for answer in answers[:-1]) == ["10", "6", "7", "8", "9"]
 
-    async def test_without_a_validator_there_is_nothing_to_keep(self, cache):
+    async def test_no_cache_response_without_validator_is_not_stored(self, cache):
         origin = Origin((200, {"cache-control": "no-cache"}, "x"))
         async with client(SWRMiddleware(origin, cache)) as http:
             await http.get("/x")
             assert state(await http.get("/x")) == ("missing", 'swr; fwd=uri-miss; detail="no-cache"')
 
-    async def test_what_is_no_success_is_not_asked_about(self, cache, clock):
+    async def test_stored_404_is_reloaded_without_condition(self, cache, clock):
         """RFC 9110 13.2.1."""
         origin = Origin((404, {"cache-control": "max-age=10", "etag": '"1"'}, "none"))
         async with client(SWRMiddleware(origin, cache)) as http:
@@ -346,7 +348,7 @@ class TestValidation:
             assert brief(await http.get("/x")) == (404, "none", "missing")
         assert "if-none-match" not in origin.seen[1][1]
 
-    async def test_if_modified_since_is_answered_from_the_store(self, cache):
+    async def test_if_modified_since_is_answered_from_the_stored_response(self, cache):
         """4.3.2; RFC 9110 13.1.3."""
         origin = Origin((200, {"cache-control": "max-age=60", "last-modified": OLD}, "x"))
         async with client(SWRMiddleware(origin, cache)) as http:
@@ -356,7 +358,7 @@ class TestValidation:
             later = await http.get("/x", headers={"if-modified-since": "Tue, 31 Dec 2019 00:00:00 GMT"})
             assert brief(later) == (200, "x", "fresh")
 
-    async def test_conditions_on_a_state_are_for_the_origin(self, cache):
+    async def test_if_match_bypasses_the_cache(self, cache):
         """RFC 9110 13.1.1 and 13.1.4."""
         origin = Origin((200, {"cache-control": "max-age=60", "etag": '"1"'}, "x"))
         async with client(SWRMiddleware(origin, cache)) as http:
@@ -364,12 +366,12 @@ class TestValidation:
             answer = await http.get("/x", headers={"if-match": '"1"'})
             assert state(answer) == ("missing", 'swr; fwd=bypass; detail="precondition"')
 
-    async def test_what_cannot_be_stored_goes_out_whole_to_a_client_with_a_condition(self, cache):
+    async def test_no_store_response_is_sent_whole_despite_if_none_match(self, cache):
         origin = Origin((200, {"cache-control": "no-store", "etag": '"1"'}, "x"))
         async with client(SWRMiddleware(origin, cache)) as http:
             assert brief(await http.get("/x", headers={"if-none-match": '"1"'})) == (200, "x", "missing")
 
-    async def test_a_body_that_turns_out_too_large_does_not_reach_who_has_its_304(self, cache):
+    async def test_too_large_body_is_not_sent_to_a_client_that_got_304(self, cache):
         app = App([(b"cache-control", b"max-age=60"), (b"etag", b'"1"')], chunks=[b"a" * 10] * 3)
         async with client(SWRMiddleware(app, cache, max_body_bytes=15)) as http:
             answer = await http.get("/x", headers={"if-none-match": '"1"'})
@@ -384,7 +386,7 @@ class TestHead:
     FIELDS = {"cache-control": "max-age=10", "etag": '"1"', "content-length": "4"}
 
     @pytest.mark.parametrize("known", [{"etag": '"1"'}, {"etag": '"1"', "content-length": "4"}])
-    async def test_it_renews_what_get_has_stored(self, cache, clock, known):
+    async def test_head_with_matching_validator_renews_the_get_response(self, cache, clock, known):
         origin = Origin((200, self.FIELDS, "body"), (200, {"cache-control": "max-age=100", "x": "new", **known}, ""))
         async with client(SWRMiddleware(origin, cache)) as http:
             await http.get("/x")
@@ -410,7 +412,9 @@ class TestHead:
             ({"etag": 'W/"1"', "last-modified": OLD}, {"etag": 'W/"1"', "last-modified": OLD}, True),
         ],
     )
-    async def test_it_renews_nothing_without_a_validator_that_matches(self, cache, clock, stored, known, renews):
+    async def test_head_renews_the_get_response_only_if_a_usable_validator_matches(
+        self, cache, clock, stored, known, renews
+    ):
         fields = {"cache-control": "max-age=10, stale-if-error=5000", "content-length": "4", **stored}
         origin = Origin((200, fields, "body"), (200, {"cache-control": "max-age=1000", "x": "new", **known}, ""))
         async with client(SWRMiddleware(origin, cache)) as http:
@@ -423,7 +427,7 @@ class TestHead:
 
     @pytest.mark.parametrize("by", ["rule", "override", "decorator"])
     @pytest.mark.parametrize("other", [{"etag": '"2"'}, {"etag": '"1"', "cache-control": "no-store"}])
-    async def test_it_evicts_nothing_that_a_rule_or_a_decorator_has_stored(self, cache, clock, other, by):
+    async def test_head_does_not_remove_a_response_stored_by_rule_or_decorator(self, cache, clock, other, by):
         answer = Response("body", headers={"etag": '"1"'})
 
         async def endpoint(request):
@@ -444,7 +448,7 @@ class TestHead:
             assert brief(await http.get("/x")) == (200, "body", "stale")
 
     @pytest.mark.parametrize("other", [{"etag": '"2"'}, {"etag": '"1"', "cache-control": "no-store"}])
-    async def test_or_outdates_it(self, cache, clock, other):
+    async def test_head_with_other_etag_or_no_store_removes_the_get_response(self, cache, clock, other):
         origin = Origin((200, self.FIELDS, "body"), (200, {"cache-control": "max-age=100", **other}, ""))
         async with client(SWRMiddleware(origin, cache)) as http:
             await http.get("/x")
@@ -455,8 +459,8 @@ class TestHead:
         assert [method for method, _ in origin.seen] == ["GET", "HEAD", "GET"]
         assert "if-none-match" not in origin.seen[2][1]
 
-    async def test_and_so_does_one_that_says_that_it_varies(self, cache, clock):
-        """What is stored was not selected by that: it is nobody else's."""
+    async def test_head_with_vary_removes_a_get_response_stored_without_vary(self, cache, clock):
+        """`foo` did not select the stored response, so swr may not serve it to other clients."""
         origin = Origin((200, self.FIELDS, "here"), (200, {**self.FIELDS, "vary": "foo"}, ""))
         async with client(SWRMiddleware(origin, cache)) as http:
             await http.get("/x", headers={"foo": "1"})
@@ -465,8 +469,8 @@ class TestHead:
             origin.answers((200, {**self.FIELDS, "vary": "foo"}, "else"))
             assert brief(await http.get("/x", headers={"foo": "2"})) == (200, "else", "missing")
 
-    async def test_a_client_that_leaves_meanwhile_leaves_no_lease(self, clock):
-        """The store has given it, and the client is gone before anything is stored."""
+    async def test_client_that_leaves_during_head_leaves_no_lease(self, clock):
+        """The store has granted the lease, and the client leaves before anything is stored."""
         async with fleet(1, clock) as (process,):
             origin = Origin((200, self.FIELDS, "body"), (200, {"cache-control": "max-age=100", "etag": '"1"'}, ""))
             middleware = SWRMiddleware(origin, cache_on(process, clock))
@@ -487,7 +491,7 @@ class TestHead:
                 with anyio.fail_after(60):
                     assert brief(await http.get("/x"))[0] == 200
 
-    async def test_another_status_says_nothing_about_the_body(self, cache, clock):
+    async def test_head_with_error_status_keeps_the_get_response(self, cache, clock):
         origin = Origin((200, self.FIELDS, "body"), (500, {}, ""), (200, self.FIELDS, "body"))
         async with client(SWRMiddleware(origin, cache)) as http:
             await http.get("/x")
@@ -496,12 +500,12 @@ class TestHead:
             await http.get("/x")
         assert origin.seen[2][1]["if-none-match"] == '"1"'
 
-    async def test_with_nothing_stored_it_is_the_apps(self, cache):
+    async def test_head_runs_the_app_when_nothing_is_stored(self, cache):
         origin = Origin((200, self.FIELDS, ""))
         async with client(SWRMiddleware(origin, cache)) as http:
             assert state(await http.head("/x")) == ("missing", "swr; fwd=uri-miss")
 
-    async def test_a_stored_error_with_the_same_validator_is_outdated(self, cache, clock):
+    async def test_head_with_200_removes_a_stored_404_with_the_same_etag(self, cache, clock):
         origin = Origin((404, self.FIELDS, "none"), (200, {"cache-control": "max-age=100", "etag": '"1"'}, ""))
         async with client(SWRMiddleware(origin, cache)) as http:
             await http.get("/x")
@@ -509,7 +513,7 @@ class TestHead:
             await http.head("/x")
             assert (await http.get("/x")).headers["cache-status"] == "swr; fwd=uri-miss; stored"
 
-    async def test_tags_of_rules_stay(self, cache, clock):
+    async def test_head_that_renews_keeps_the_tags_of_the_rule(self, cache, clock):
         origin = Origin((200, self.FIELDS, "body"), (200, {"cache-control": "max-age=100", "etag": '"1"'}, ""))
         rules = [Rule("/{name}", tags=("name:{name}",))]
         async with client(SWRMiddleware(origin, cache, rules=rules)) as http:
@@ -525,7 +529,7 @@ class TestStale:
     """RFC 9111 4.2.4; RFC 5861."""
 
     @pytest.mark.parametrize("status", [502, 504])
-    async def test_an_origin_that_cannot_be_reached_is_stood_in_for(self, cache, clock, status):
+    async def test_502_or_504_falls_back_on_the_stored_response_for_a_day(self, cache, clock, status):
         origin = Origin((200, {"cache-control": "max-age=10"}, "good"), (status, {}, "bad"))
         async with client(SWRMiddleware(origin, cache)) as http:
             await http.get("/x")
@@ -537,14 +541,14 @@ class TestStale:
             assert (await http.get("/x")).status_code == status
 
     @pytest.mark.parametrize("error", [ConnectionRefusedError(), TimeoutError()])
-    async def test_so_is_one_that_lost_its_own_connection(self, cache, clock, error):
+    async def test_connection_error_or_timeout_in_the_app_falls_back_on_the_stored_response(self, cache, clock, error):
         origin = Origin((200, {"cache-control": "max-age=10"}, "good"), error)
         async with client(SWRMiddleware(origin, cache)) as http:
             await http.get("/x")
             clock.advance(20)
             assert brief(await http.get("/x")) == (200, "good", "stale")
 
-    async def test_any_other_failure_is_its_own_answer(self, cache, clock):
+    async def test_503_or_exception_is_not_replaced_without_stale_if_error(self, cache, clock):
         origin = Origin((200, {"cache-control": "max-age=10"}, "good"), (503, {}, "busy"), ValueError("bug"))
         async with client(SWRMiddleware(origin, cache)) as http:
             await http.get("/x")
@@ -558,8 +562,8 @@ class TestStale:
         "directives",
         ["must-revalidate", "proxy-revalidate", "no-cache", "s-maxage=10", "stale-if-error=1000, no-cache"],
     )
-    async def test_unless_a_directive_forbids_it(self, cache, clock, directives):
-        """Neither an error, nor a client, nor the operator's patience makes these stale."""
+    async def test_directive_that_requires_validation_forbids_fallback_and_max_stale(self, cache, clock, directives):
+        """Neither an error, nor the client's max-stale, nor `stale_if_unreachable` allows a stale response."""
         fields = {"cache-control": f"max-age=10, {directives}", "etag": '"1"'}
         origin = Origin((200, fields, "good"), (504, {}, "bad"))
         async with client(SWRMiddleware(origin, cache)) as http:
@@ -570,15 +574,15 @@ class TestStale:
             only = await http.get("/x", headers={"cache-control": "max-stale, only-if-cached"})
             assert (only.status_code, only.text) == (504, "")
 
-    async def test_s_maxage_with_a_window_means_both(self, cache, clock):
-        """A deviation from RFC 9111 5.2.2.10: whoever writes both means both."""
+    async def test_s_maxage_with_stale_while_revalidate_allows_a_stale_hit(self, cache, clock):
+        """A deviation from RFC 9111 5.2.2.10: an app that sends both directives means both."""
         origin = Origin((200, {"cache-control": "s-maxage=10, stale-while-revalidate=60"}, "good"))
         async with client(SWRMiddleware(origin, cache)) as http:
             await http.get("/x")
             clock.advance(20)
             assert brief(await http.get("/x")) == (200, "good", "stale")
 
-    async def test_how_long_is_the_operators_choice(self, cache, clock):
+    async def test_stale_if_unreachable_limits_the_fallback_after_504(self, cache, clock):
         origin = Origin((200, {"cache-control": "max-age=10"}, "good"), (504, {}, "bad"))
         async with client(SWRMiddleware(origin, cache, stale_if_unreachable=5)) as http:
             await http.get("/x")
@@ -586,7 +590,7 @@ class TestStale:
             assert (await http.get("/x")).status_code == 504
 
     @pytest.mark.parametrize("status", [400, 403, 404, 410, 429])
-    async def test_a_4xx_is_never_masked(self, cache, clock, status):
+    async def test_4xx_is_never_replaced_by_the_fallback(self, cache, clock, status):
         fields = {"cache-control": "max-age=10, stale-if-error=1000", "etag": '"1"'}
         origin = Origin((200, fields, "good"), (status, {}, "no"))
         async with client(SWRMiddleware(origin, cache)) as http:
@@ -594,14 +598,14 @@ class TestStale:
             clock.advance(20)
             assert brief(await http.get("/x")) == (status, "no", "missing")
 
-    async def test_a_note_of_variants_stands_in_for_nothing(self, cache, clock):
-        """It may have come to where a response is loaded by the time that this fails."""
+    async def test_entry_that_lists_variants_is_never_a_fallback(self, cache, clock):
+        """The URL may have begun to vary while the load that fails was running."""
         job = Capture(SWRMiddleware(App(), cache).config, Request(http_scope("/x"), []))
         assert not job.may_fall_back(
             stamp(Varies(("foo",), (), (60.0,)), Policy(60), clock.now), ConnectionError(), clock.now
         )
 
-    async def test_a_stored_error_stands_in_for_nothing_of_its_own_accord(self, cache, clock):
+    async def test_stored_503_without_stale_if_error_is_no_fallback_for_502(self, cache, clock):
         origin = Origin((503, {"cache-control": "max-age=10"}, "first"), (502, {}, "second"))
         async with client(SWRMiddleware(origin, cache)) as http:
             await http.get("/x")
@@ -612,7 +616,7 @@ class TestStale:
 class TestRequestDirectives:
     """RFC 9111 5.2.1."""
 
-    async def test_max_stale_welcomes_what_is_old(self, cache, clock):
+    async def test_max_stale_allows_a_stale_hit_up_to_its_limit(self, cache, clock):
         origin = Origin((200, {"cache-control": "max-age=10"}, "x"))
         async with client(SWRMiddleware(origin, cache)) as http:
             await http.get("/x")
@@ -624,8 +628,8 @@ class TestRequestDirectives:
             await settle()
             assert (await http.get("/x")).headers["swr-state"] == "fresh"
 
-    async def test_max_stale_counts_from_when_it_became_stale(self, cache):
-        """Which was 50 seconds before it came here."""
+    async def test_max_stale_counts_from_the_end_of_freshness_including_the_age_field(self, cache):
+        """The response became stale 50 seconds before swr received it."""
         origin = Origin((200, {"cache-control": "max-age=10", "age": "60", "etag": '"1"'}, "x"))
         async with client(SWRMiddleware(origin, cache)) as http:
             await http.get("/x")
@@ -643,7 +647,7 @@ class TestRequestDirectives:
             ("pragma", {"pragma": "no-cache"}),
         ],
     )
-    async def test_a_client_forces_a_load_only_where_that_is_allowed(self, cache, honoured, headers):
+    async def test_no_cache_max_age_or_pragma_forces_a_load_only_if_enabled(self, cache, honoured, headers):
         app = App([(b"cache-control", b"max-age=60")])
         async with client(SWRMiddleware(app, cache)) as http:
             await http.get("/x")
@@ -657,36 +661,36 @@ class TestRequestDirectives:
             assert statuses == ["swr; fwd=request; collapsed"] * 4 + ["swr; fwd=request; stored"]
             assert (await http.get("/x", headers={"pragma": "other"})).headers["swr-state"] == "fresh"
 
-    async def test_max_age_counts_the_age_that_a_response_came_with(self, cache):
+    async def test_request_max_age_includes_the_age_field_of_the_response(self, cache):
         origin = Origin((200, {"cache-control": "max-age=60", "age": "30"}, "x"))
         async with client(SWRMiddleware(origin, cache, request_directives=["max-age"])) as http:
             await http.get("/x")
             assert (await http.get("/x", headers={"cache-control": "max-age=31"})).headers["swr-state"] == "fresh"
             assert (await http.get("/x", headers={"cache-control": "max-age=30"})).headers["swr-state"] == "missing"
 
-    async def test_min_fresh_is_enough_to_the_second(self, cache):
-        """RFC 9111 5.2.1.3: a lifetime no less than the age plus what is asked for."""
+    async def test_min_fresh_accepts_exactly_the_remaining_lifetime(self, cache):
+        """RFC 9111 5.2.1.3: the lifetime must be at least the age plus min-fresh."""
         origin = Origin((200, {"cache-control": "max-age=60"}, "x"))
         async with client(SWRMiddleware(origin, cache, request_directives=["min-fresh"])) as http:
             await http.get("/x")
             assert (await http.get("/x", headers={"cache-control": "min-fresh=60"})).headers["swr-state"] == "fresh"
             assert (await http.get("/x", headers={"cache-control": "min-fresh=61"})).headers["swr-state"] == "missing"
 
-    async def test_min_fresh_of_nothing_is_still_fresh(self, cache, clock):
+    async def test_min_fresh_0_does_not_accept_a_stale_response(self, cache, clock):
         origin = Origin((200, {"cache-control": "max-age=10, stale-while-revalidate=60"}, "x"))
         async with client(SWRMiddleware(origin, cache, request_directives=["min-fresh"])) as http:
             await http.get("/x")
             clock.advance(20)
             assert (await http.get("/x", headers={"cache-control": "min-fresh=0"})).headers["swr-state"] == "missing"
 
-    async def test_what_was_not_fresh_enough_is_fresh_all_the_same(self, cache, clock):
+    async def test_response_below_min_fresh_is_the_fallback_when_the_load_gets_502(self, cache, clock):
         origin = Origin((200, {"cache-control": "max-age=60"}, "x"), (502, {}, ""))
         async with client(SWRMiddleware(origin, cache, request_directives=["min-fresh"])) as http:
             await http.get("/x")
             answer = await http.get("/x", headers={"cache-control": "min-fresh=100"})
             assert (brief(answer), state(answer)[1]) == ((200, "x", "fresh"), "swr; fwd=request; fwd-status=502")
 
-    async def test_what_is_not_honoured_is_as_if_it_were_not_there(self, cache):
+    async def test_request_directives_that_are_off_are_ignored(self, cache):
         origin = Origin((200, {"cache-control": "max-age=60"}, "x"))
         async with client(SWRMiddleware(origin, cache, request_directives=())) as http:
             said = {"cache-control": "no-store, only-if-cached, min-fresh=1000, max-stale=x"}
@@ -699,7 +703,7 @@ class TestRange:
 
     FIELDS = {"cache-control": "max-age=60", "etag": '"1"', "content-length": "10"}
 
-    async def test_a_stored_whole_answers_for_its_parts(self, cache):
+    async def test_range_requests_are_answered_from_the_stored_whole_response(self, cache):
         origin = Origin((200, self.FIELDS, "0123456789"))
         async with client(SWRMiddleware(origin, cache)) as http:
             await http.get("/x")
@@ -721,7 +725,7 @@ class TestRange:
             assert (head.status_code, head.headers["content-length"]) == (200, "10")
         assert origin.runs == 1
 
-    async def test_if_range(self, cache):
+    async def test_range_is_served_only_if_if_range_matches_strongly(self, cache):
         """RFC 9110 13.1.5."""
         origin = Origin((200, self.FIELDS, "0123456789"))
         async with client(SWRMiddleware(origin, cache)) as http:
@@ -730,7 +734,7 @@ class TestRange:
                 answer = await http.get("/x", headers={"range": "bytes=0-1", "if-range": condition})
                 assert answer.status_code == status
 
-    async def test_a_condition_goes_before_a_range(self, cache):
+    async def test_if_none_match_takes_precedence_over_range(self, cache):
         """RFC 9110 13.2.2."""
         origin = Origin((200, self.FIELDS, "0123456789"))
         async with client(SWRMiddleware(origin, cache)) as http:
@@ -742,7 +746,7 @@ class TestRange:
         place = f"bytes {first}-{first + len(body) - 1}/{complete}"
         return 206, {**self.FIELDS, "content-length": str(len(body)), "content-range": place, **more}, body
 
-    async def test_parts_are_stored_joined_and_never_taken_for_the_whole(self, cache):
+    async def test_overlapping_parts_are_joined_and_not_served_as_the_whole(self, cache):
         origin = Origin(self.part(2, "2345"))
         async with client(SWRMiddleware(origin, cache)) as http:
 
@@ -759,8 +763,8 @@ class TestRange:
             origin.answers((200, self.FIELDS, "wholewhole"))
             assert brief(await http.get("/x")) == (200, "wholewhole", "missing")
 
-    async def test_a_part_that_is_stale_is_asked_for_again(self, cache, clock):
-        """Not in the background: what confirmed it there would be taken for the whole."""
+    async def test_stale_part_is_reloaded_before_the_answer_and_without_condition(self, cache, clock):
+        """Not in the background: a confirmation there would be taken for the whole response."""
         said = {"cache-control": "max-age=10, stale-while-revalidate=60, stale-if-error=60"}
         origin = Origin(self.part(0, "01", **said), self.part(0, "01", **said), (200, self.FIELDS, "wholewhole"))
         async with client(SWRMiddleware(origin, cache)) as http:
@@ -772,7 +776,7 @@ class TestRange:
             assert brief(await http.get("/x")) == (200, "wholewhole", "missing")
         assert [asked.get("if-none-match") for _, asked in origin.seen] == [None] * 3
 
-    async def test_all_parts_are_the_whole(self, cache):
+    async def test_parts_that_cover_everything_are_served_as_the_whole(self, cache):
         origin = Origin(self.part(0, "01234"), self.part(5, "56789"))
         async with client(SWRMiddleware(origin, cache)) as http:
             for asked in ("0-4", "5-9"):
@@ -789,7 +793,7 @@ class TestRange:
             {"etag": None},
         ],
     )
-    async def test_parts_of_two_versions_are_not_joined(self, cache, second):
+    async def test_parts_without_the_same_strong_etag_are_not_joined(self, cache, second):
         """RFC 9111 3.4: only where a strong validator says that they belong together."""
         origin = Origin(self.part(0, "01234"), self.part(5, "abcde", **second))
         async with client(SWRMiddleware(origin, cache)) as http:
@@ -810,7 +814,7 @@ class TestRange:
         "fields",
         [{"content-range": "bytes 0-1/*"}, {"content-range": "bytes 0-1/2"}, {"vary": "foo"}, {"cache-control": ""}],
     )
-    async def test_a_part_without_a_clear_place_is_not_stored(self, cache, fields):
+    async def test_part_with_unclear_range_or_vary_or_no_lifetime_is_not_stored(self, cache, fields):
         origin = Origin(self.part(0, "01234", **fields))
         async with client(SWRMiddleware(origin, cache)) as http:
             for _ in range(2):
@@ -820,22 +824,22 @@ class TestRange:
             assert brief(await http.get("/x")) == (200, "wholewhole", "fresh")
         assert origin.runs == 3
 
-    async def test_a_whole_that_comes_for_a_part_is_stored_as_such(self, cache):
-        """An app that knows no ranges."""
+    async def test_200_in_answer_to_a_range_request_is_stored_as_the_whole(self, cache):
+        """The app does not support ranges."""
         origin = Origin((200, self.FIELDS, "0123456789"))
         async with client(SWRMiddleware(origin, cache)) as http:
             assert brief(await http.get("/x", headers={"range": "bytes=0-1"})) == (200, "0123456789", "missing")
             assert brief(await http.get("/x", headers={"range": "bytes=0-1"})) == (206, "01", "fresh")
         assert origin.seen[0][1]["range"] == "bytes=0-1"
 
-    async def test_so_is_one_that_varies(self, cache):
+    async def test_varying_200_in_answer_to_a_range_request_is_stored_as_the_whole(self, cache):
         origin = Origin((200, {**self.FIELDS, "vary": "foo"}, "0123456789"))
         async with client(SWRMiddleware(origin, cache)) as http:
             await http.get("/x", headers={"range": "bytes=0-1", "foo": "a"})
             assert brief(await http.get("/x", headers={"range": "bytes=0-1", "foo": "a"})) == (206, "01", "fresh")
             assert (await http.get("/x", headers={"foo": "b"})).headers["swr-state"] == "missing"
 
-    async def test_many_who_ask_for_one_part_are_one_load(self, cache):
+    async def test_concurrent_requests_for_one_part_share_one_load(self, cache):
         fields = [(name.encode(), value.encode()) for name, value in self.part(0, "01")[1].items()]
         app = App(fields, status=206, body=b"01")
         async with client(SWRMiddleware(app, cache)) as http:
@@ -844,8 +848,8 @@ class TestRange:
             assert {(answer.status_code, answer.text) for answer in answers[:-1]} == {(206, "01")}
         assert app.runs == 1
 
-    async def test_a_part_is_stored_under_the_variant_that_it_is_of(self, cache):
-        """What the URL varies by has to be known from a whole response."""
+    async def test_part_is_stored_for_its_variant_only(self, cache):
+        """swr learns from a whole response which fields the URL varies by."""
         origin = Origin(
             (200, {"cache-control": "max-age=0", "etag": '"1"', "vary": "foo"}, "x"), self.part(0, "01", vary="foo")
         )
@@ -857,7 +861,7 @@ class TestRange:
             await http.get("/x", headers={"foo": "b", "range": "bytes=0-1"})
         assert origin.runs == 3
 
-    async def test_parts_are_answered_while_the_store_is_unreachable(self, clock):
+    async def test_part_is_stored_and_served_here_while_the_store_is_unreachable(self, clock):
         async with fleet(1, clock) as (process,):
             middleware = SWRMiddleware(Origin(self.part(0, "01")), cache_on(process, clock))
             await process.engine.ready()
@@ -867,7 +871,7 @@ class TestRange:
                     answer = await http.get("/x", headers={"range": "bytes=0-1"})
                     assert brief(answer) == (206, "01", expected)
 
-    async def test_a_part_longer_than_it_says_is_not_stored(self, cache):
+    async def test_part_longer_than_its_content_range_is_not_stored(self, cache):
         place = {**self.FIELDS, "content-range": "bytes 0-1/10"}
         del place["content-length"]
         origin = Origin((206, place, "0123"))
@@ -892,7 +896,7 @@ class TestContent:
 
     @pytest.mark.parametrize("announced", ["content-length", "transfer-encoding", None])
     @pytest.mark.parametrize("method", ["GET", "HEAD"])
-    async def test_it_keeps_a_request_away_from_the_cache(self, cache, announced, method):
+    async def test_get_or_head_with_content_is_neither_stored_nor_served_from_cache(self, cache, announced, method):
         middleware = SWRMiddleware(self.echo, cache)
         fields = {"content-length": b"4", "transfer-encoding": b"chunked"}
         headers = [(b"host", b"test")] + ([(announced.encode(), fields[announced])] if announced else [])
@@ -919,7 +923,7 @@ class TestContent:
                 assert answer.headers["cache-status"] == 'swr; fwd=bypass; detail="content"'
             assert brief(await others.get("/x", headers={"content-length": "0"})) == (200, "echo:", "fresh")
 
-    async def test_a_client_that_never_ends_it_keeps_nobody_waiting(self, cache):
+    async def test_client_that_never_sends_its_content_delays_no_other_client(self, cache):
         middleware = SWRMiddleware(self.echo, cache)
         slow = Client()
 
@@ -940,14 +944,14 @@ class TestContent:
 class TestVary:
     """RFC 9111 4.1."""
 
-    async def test_language_and_encoding_are_compared_without_case_and_in_order(self, cache):
+    async def test_accept_language_is_compared_without_case_but_in_order(self, cache):
         origin = Origin((200, {"cache-control": "max-age=60", "vary": "accept-language"}, "x"))
         async with client(SWRMiddleware(origin, cache)) as http:
             for language, expected in (("en, de", "missing"), (" EN ,de", "fresh"), ("de, en", "missing")):
                 answer = await http.get("/x", headers={"accept-language": language})
                 assert answer.headers["swr-state"] == expected
 
-    async def test_the_oldest_variants_go_when_there_are_too_many(self, cache):
+    async def test_oldest_variant_is_dropped_when_max_variants_is_exceeded(self, cache):
         origin = Origin((200, {"cache-control": "max-age=60", "vary": "foo"}, "x"))
         async with client(SWRMiddleware(origin, cache, max_variants=3)) as http:
 
@@ -962,7 +966,7 @@ class TestVary:
             assert await get("a") == "swr; fwd=vary-miss; stored"
             assert await get("b") == "swr; fwd=vary-miss; stored"
 
-    async def test_a_variant_that_was_outdated_while_it_was_loaded_is_not_stored(self, cache):
+    async def test_variant_invalidated_during_its_load_is_not_stored(self, cache):
         origin = Origin((200, {"cache-control": "max-age=60", "vary": "foo"}, "old"))
         gate, begun = anyio.Event(), anyio.Event()
 
@@ -982,7 +986,7 @@ class TestVary:
             await gather(http.get("/x"), overtake())
             assert brief(await http.get("/x"))[1] == "new"
 
-    async def test_a_variant_that_comes_back_counts_once(self, cache, clock):
+    async def test_reloaded_variant_counts_once_towards_max_variants(self, cache, clock):
         origin = Origin((200, {"cache-control": "max-age=60", "vary": "foo"}, "x"))
         async with client(SWRMiddleware(origin, cache, max_variants=2, stale_if_unreachable=0)) as http:
             for foo in "abababab":
@@ -1000,7 +1004,7 @@ class TestInvalidation:
     @pytest.mark.uncounted
     @pytest.mark.parametrize("method", ["POST", "PUT", "PATCH", "DELETE", "UNHEARD-OF"])
     @pytest.mark.parametrize(("status", "after"), [(200, "missing"), (303, "missing"), (404, "fresh"), (500, "fresh")])
-    async def test_an_unsafe_method_that_succeeds_outdates_its_url(self, cache, method, status, after):
+    async def test_unsafe_method_invalidates_its_url_only_if_it_succeeds(self, cache, method, status, after):
         origin = Origin(self.FRESH)
         rules = [Rule("/{name}", drop_params=("utm_*",))]
         async with client(SWRMiddleware(origin, cache, rules=rules)) as http:
@@ -1012,7 +1016,7 @@ class TestInvalidation:
             assert (await http.get("/x?a=1")).headers["swr-state"] == after
 
     @pytest.mark.parametrize("url", ["/x?a=1&b=2", "/x?b=2&a=1"])
-    async def test_the_order_of_parameters_is_none_of_its_business(self, cache, url):
+    async def test_invalidation_ignores_parameter_order_when_sort_query_is_on(self, cache, url):
         origin = Origin(self.FRESH)
         async with client(SWRMiddleware(origin, cache, rules=[Rule("/x", sort_query=True)])) as http:
             await http.get("/x?b=2&a=1")
@@ -1023,7 +1027,7 @@ class TestInvalidation:
             await cache.invalidate_url(url)
             assert (await http.get("/x?b=2&a=1")).headers["swr-state"] == "missing"
 
-    async def test_nor_are_those_that_a_rule_drops(self, cache):
+    async def test_invalidation_ignores_parameters_that_a_rule_drops(self, cache):
         origin = Origin(self.FRESH)
         async with client(SWRMiddleware(origin, cache, rules=[Rule("/x", drop_params=("utm_*",))])) as http:
             await http.get("/x?a=1&utm_source=mail")
@@ -1034,7 +1038,7 @@ class TestInvalidation:
 
     @pytest.mark.parametrize("host", ["[", "a]", "[::1", "x[y]", "\xff", "", "a/b?c#d", "a@b"])
     @pytest.mark.parametrize("method", ["GET", "HEAD", "POST"])
-    async def test_a_host_that_is_none_fails_nothing(self, cache, host, method):
+    async def test_malformed_host_does_not_fail_the_request(self, cache, host, method):
         fields = {"cache-groups": '"g"', "cache-group-invalidation": '"g"', "location": "/y", **self.FRESH[1]}
         http = Client()
         scope = http_scope("/x", headers=[(b"host", host.encode("latin-1"))], method=method)
@@ -1056,7 +1060,9 @@ class TestInvalidation:
             ("/other", "fresh"),
         ],
     )
-    async def test_and_what_its_answer_refers_to_of_the_same_origin(self, cache, field, reference, after):
+    async def test_unsafe_method_invalidates_location_and_content_location_of_its_origin(
+        self, cache, field, reference, after
+    ):
         origin = Origin(self.FRESH)
         async with client(SWRMiddleware(origin, cache)) as http:
             await http.get("/other?q=1")
@@ -1065,7 +1071,7 @@ class TestInvalidation:
             origin.answers(self.FRESH)
             assert (await http.get("/other?q=1")).headers["swr-state"] == after
 
-    async def test_safe_methods_outdate_nothing(self, cache):
+    async def test_safe_methods_invalidate_nothing(self, cache):
         origin = Origin(
             (200, {"cache-control": "max-age=60", "cache-group-invalidation": '"g"', "cache-groups": '"g"'}, "x")
         )
@@ -1075,8 +1081,8 @@ class TestInvalidation:
             await http.get("/y")
             assert (await http.get("/x")).headers["swr-state"] == "fresh"
 
-    async def test_it_takes_effect_before_the_client_hears_of_it_and_again_at_the_end(self, cache):
-        """A transaction that is committed after the response, as FastAPI's dependencies do, is not overlooked."""
+    async def test_unsafe_method_invalidates_before_its_answer_and_again_when_the_app_ends(self, cache):
+        """FastAPI's dependencies may commit a transaction after the response."""
         origin = Origin((200, {"cache-control": "max-age=60"}, "old"))
         reads = []
 
@@ -1095,7 +1101,7 @@ class TestInvalidation:
             assert reads == [(200, "old", "missing")]
             assert brief(await http.get("/x")) == (200, "new", "missing")
 
-    async def test_an_app_that_fails_after_its_answer_has_changed_something_all_the_same(self, cache):
+    async def test_unsafe_method_invalidates_even_if_the_app_fails_after_its_answer(self, cache):
         origin = Origin(self.FRESH)
 
         async def app(scope, receive, send):
@@ -1109,8 +1115,8 @@ class TestInvalidation:
                 await http.post("/x")
             assert (await http.get("/x")).headers["swr-state"] == "missing"
 
-    async def test_cache_groups(self, cache):
-        """RFC 9875: of one origin; what an unsafe method names is outdated as a whole."""
+    async def test_cache_group_invalidation_invalidates_the_named_groups_of_its_origin(self, cache):
+        """RFC 9875: groups belong to one origin; an unsafe method invalidates the groups that it names."""
         grouped = (200, {"cache-control": "max-age=60", "cache-groups": '"flights", "delta;1";x=1'}, "x")
         origin = Origin(grouped)
         async with client(SWRMiddleware(origin, cache)) as http:
@@ -1131,7 +1137,7 @@ class TestPost:
     FIELDS = {"cache-control": "max-age=60", "content-location": "/x"}
 
     @pytest.mark.parametrize("where", ["/x", "http://test/x", "x"])
-    async def test_it_is_stored_for_get(self, cache, where):
+    async def test_post_response_with_its_own_content_location_is_stored_for_get(self, cache, where):
         origin = Origin((200, {"cache-control": "max-age=60"}, "old"))
         async with client(SWRMiddleware(origin, cache)) as http:
             await http.get("/x")
@@ -1154,7 +1160,7 @@ class TestPost:
             (200, {"content-length": "100"}),
         ],
     )
-    async def test_unless_anything_speaks_against_it(self, cache, status, fields):
+    async def test_post_response_that_fails_a_requirement_is_not_stored_for_get(self, cache, status, fields):
         body = "a" * 100
         origin = Origin((status, {**self.FIELDS, **fields}, body))
         async with client(
@@ -1173,14 +1179,14 @@ class TestPost:
             ({}, {"content-length": "5"}, "fresh"),
         ],
     )
-    async def test_what_keeps_a_get_from_being_stored_keeps_it_too(self, cache, asked, said, state):
+    async def test_post_response_is_stored_for_get_only_if_a_get_response_would_be(self, cache, asked, said, state):
         origin = Origin((200, {**self.FIELDS, **said}, "to me"))
         async with client(SWRMiddleware(origin, cache)) as http:
             await http.post("/x", headers=asked)
             origin.answers((200, {}, "to me"))
             assert brief(await http.get("/x")) == (200, "to me", state)
 
-    async def test_the_cookies_that_matter_select_it(self, cache):
+    async def test_named_cookies_select_a_stored_post_response(self, cache):
         origin = Origin((200, self.FIELDS, "deutsch"))
         async with client(SWRMiddleware(origin, cache, rules=[Rule("/x", cookies=("lang",))])) as http:
             await http.post("/x", headers={"cookie": "lang=de"})
@@ -1188,7 +1194,7 @@ class TestPost:
             assert brief(await http.get("/x", headers={"cookie": "lang=de"})) == (200, "deutsch", "fresh")
             assert brief(await http.get("/x")) == (200, "english", "missing")
 
-    async def test_a_body_in_pieces_is_stored_whole(self, cache):
+    async def test_chunked_post_response_is_stored_whole(self, cache):
         app = App(
             [(name.encode(), value.encode()) for name, value in self.FIELDS.items()], chunks=[b"a", b"b"], body=b"c"
         )
@@ -1196,14 +1202,14 @@ class TestPost:
             await http.post("/x")
             assert brief(await http.get("/x")) == (200, "abc", "fresh")
 
-    async def test_put_is_no_post(self, cache):
+    async def test_put_response_is_not_stored_for_get(self, cache):
         origin = Origin((200, self.FIELDS, "new"))
         async with client(SWRMiddleware(origin, cache)) as http:
             await http.put("/x")
             await http.get("/x")
         assert origin.runs == 2
 
-    async def test_what_was_outdated_meanwhile_does_not_come_back_with_it(self, cache):
+    async def test_post_response_is_not_stored_if_its_url_is_invalidated_during_the_run(self, cache):
         async def app(scope, receive, send):
             if scope["method"] == "POST":
                 await cache.invalidate_url("/x")
@@ -1213,8 +1219,8 @@ class TestPost:
             await http.post("/x")
             assert (await http.get("/x")).headers["swr-state"] == "missing"
 
-    async def test_a_load_that_is_under_way_is_left_to_itself(self, cache):
-        """Its lease is in the way; what it brings is outdated, and nothing is stored."""
+    async def test_post_during_a_load_leaves_neither_response_stored(self, cache):
+        """The load holds the lease, and the POST supersedes its response."""
         origin = Origin((200, self.FIELDS, "post"))
         app = App([(b"cache-control", b"max-age=60")])
 
@@ -1251,7 +1257,7 @@ class TestTargeted:
             ({"cdn-cache-control": "a", "cache-control": "max-age=60"}, "missing"),
         ],
     )
-    async def test_a_targeted_field_goes_before_all_others(self, cache, fields, after):
+    async def test_targeted_field_takes_precedence_over_cache_control_and_expires(self, cache, fields, after):
         origin = Origin((200, fields, "x"))
         async with client(SWRMiddleware(origin, cache)) as http:
             await http.get("/x")
@@ -1259,7 +1265,7 @@ class TestTargeted:
             assert answer.headers["swr-state"] == after
             assert answer.headers.get("cdn-cache-control") == fields.get("cdn-cache-control")
 
-    async def test_which_ones_is_the_operators_choice(self, cache):
+    async def test_targeted_option_names_the_fields_that_count(self, cache):
         origin = Origin((200, {"cdn-cache-control": "max-age=60", "my-cache-control": "no-store"}, "x"))
         async with client(SWRMiddleware(origin, cache, targeted=["My-Cache-Control"])) as http:
             await http.get("/x")
@@ -1267,7 +1273,7 @@ class TestTargeted:
 
 
 class TestKeys:
-    async def test_rules_say_what_of_a_query_counts(self, cache):
+    async def test_rules_choose_the_query_parameters_of_the_key(self, cache):
         app = App([(b"cache-control", b"max-age=60")])
         rules = [
             Rule("/sorted", sort_query=True),
@@ -1291,7 +1297,7 @@ class TestKeys:
             assert not await same("/other?b=1&a=1", "/other?a=1&b=1")
             assert await same("/sorted", "/sorted")
 
-    async def test_a_background_run_is_given_the_part_that_counts(self, cache, clock):
+    async def test_background_refresh_sends_only_the_query_parameters_of_the_key(self, cache, clock):
         app = App([(b"cache-control", b"max-age=10, stale-while-revalidate=60")])
         async with client(SWRMiddleware(app, cache, rules=[Rule("/x", drop_params=("evil",))])) as http:
             await http.get("/x?q=1&evil=1")
@@ -1300,7 +1306,7 @@ class TestKeys:
             await settle()
         assert [scope["query_string"] for scope in app.scopes] == [b"q=1&evil=1", b"q=1"]
 
-    async def test_unsafe_methods_go_by_the_same_key(self, cache):
+    async def test_writes_and_invalidate_url_drop_the_same_parameters_as_reads(self, cache):
         app = App([(b"cache-control", b"max-age=60")])
         async with client(SWRMiddleware(app, cache, rules=[Rule("/x", drop_params=("utm_*",))])) as http:
             await http.get("/x?q=1")
@@ -1314,7 +1320,7 @@ class TestKeys:
 class TestCacheStatus:
     """RFC 9211."""
 
-    async def test_the_key_is_shown_on_demand(self, cache):
+    async def test_cache_status_shows_the_key_when_show_key_is_on(self, cache):
         origin = Origin((200, {"cache-control": "max-age=60", "vary": "foo", "cache-status": "upstream; hit"}, "x"))
         async with client(SWRMiddleware(origin, cache, show_key=True)) as http:
             for expected in ("swr; fwd=uri-miss; stored", "swr; hit; ttl=60"):
@@ -1322,7 +1328,7 @@ class TestCacheStatus:
                 values = answer.headers.get_list("cache-status")
                 assert values == ["upstream; hit", rf'{expected}; key="GET http://test/a%22\\b?"']
 
-    async def test_what_goes_to_the_app_says_why(self, cache, clock):
+    async def test_cache_status_gives_the_reason_for_running_the_app(self, cache, clock):
         origin = Origin((200, {"cache-control": "max-age=10", "vary": "foo"}, "x"))
         async with client(SWRMiddleware(origin, cache, request_directives=["no-cache"])) as http:
             statuses = [
@@ -1340,19 +1346,19 @@ class TestCacheStatus:
         ]
 
 
-class TestFaultsOfOthers:
+class TestFaultsOfOtherCaches:
     """Published faults of other caches, tried here."""
 
     @pytest.mark.parametrize("vary", ["*", "Foo, *", " * ", ["foo", "*"], "*,*", ", *"])
-    async def test_vary_star_is_never_stored(self, cache, vary):
+    async def test_response_with_vary_star_is_never_stored(self, cache, vary):
         """CVE-2026-6907."""
         origin = Origin((200, {"cache-control": "max-age=60", "vary": vary}, "x"))
         async with client(SWRMiddleware(origin, cache, cookies="rfc9111")) as http:
             await http.get("/x")
             assert state(await http.get("/x")) == ("missing", 'swr; fwd=uri-miss; detail="vary *"')
 
-    async def test_a_session_cookie_is_nobody_elses(self, cache):
-        """CVE-2026-35192: neither what sets one, nor what was made for one."""
+    async def test_response_that_sets_or_follows_a_session_cookie_is_not_shared(self, cache):
+        """CVE-2026-35192: neither a response that sets the cookie, nor a response to a request with it."""
         origin = Origin((200, {"cache-control": "public, max-age=60", "set-cookie": "session=1"}, "mine"))
         async with client(SWRMiddleware(origin, cache, rules=[Rule("/x", fresh_for=60, override=True)])) as http:
             await http.get("/x")
@@ -1362,8 +1368,8 @@ class TestFaultsOfOthers:
             assert brief(await http.get("/x")) == (200, "yours", "missing")
 
     @pytest.mark.parametrize("name", ["authorization", "x-api-key"])
-    async def test_what_was_made_for_credentials_is_nobody_elses(self, cache, name):
-        """CVE-2026-35193: and no rule makes it so."""
+    async def test_response_to_credentials_is_not_shared_even_by_an_override_rule(self, cache, name):
+        """CVE-2026-35193."""
         origin = Origin((200, {"cache-control": "max-age=60"}, "secret"))
         async with client(SWRMiddleware(origin, cache, rules=[Rule("/x", fresh_for=60, override=True)])) as http:
             await http.get("/x", headers={name: "me"})
@@ -1371,7 +1377,7 @@ class TestFaultsOfOthers:
             assert brief(await http.get("/x")) == (401, "who?", "missing")
 
     @pytest.mark.parametrize("vary", [" cookie", "cookie ", "Accept , \tCookie", "accept,\t cookie\t"])
-    async def test_white_space_around_a_name_in_vary_hides_nothing(self, cache, vary):
+    async def test_whitespace_in_vary_does_not_hide_a_field_name(self, cache, vary):
         """CVE-2026-48587."""
         origin = Origin((200, {"cache-control": "max-age=60", "vary": vary}, "a"))
         async with client(SWRMiddleware(origin, cache, cookies="rfc9111")) as http:
@@ -1380,7 +1386,7 @@ class TestFaultsOfOthers:
             assert (await http.get("/x", headers={"cookie": "session=b"})).text == "b"
 
     @pytest.mark.parametrize("value", ["No-Store", "PRIVATE", "max-age=60, pRiVaTe", "NO-CACHE"])
-    async def test_directives_are_read_in_any_case(self, cache, value):
+    async def test_cache_control_directives_are_read_in_any_case(self, cache, value):
         """CVE-2026-8404."""
         origin = Origin((200, {"Cache-Control": value}, "x"))
         async with client(SWRMiddleware(origin, cache, rules=[Rule("/x", fresh_for=60, override=True)])) as http:
@@ -1388,23 +1394,23 @@ class TestFaultsOfOthers:
             assert (await http.get("/x")).headers["swr-state"] == "missing"
 
     @pytest.mark.parametrize("first", [{}, {"range": "bytes=0-"}, {"x-nextjs-data": "1"}, {"rsc": "1"}])
-    async def test_what_says_nothing_is_not_stored_whatever_the_request(self, cache, first):
-        """CVE-2024-46982: a route that cannot be cached was, because of a field of the request."""
+    async def test_response_without_caching_fields_is_not_stored_whatever_the_request(self, cache, first):
+        """CVE-2024-46982: a field of the request made another cache store an uncacheable route."""
         origin = Origin((200, {}, "page"))
         async with client(SWRMiddleware(origin, cache)) as http:
             await http.get("/x", headers=first)
             assert (await http.get("/x")).headers["swr-state"] == "missing"
         assert origin.runs == 2
 
-    async def test_a_private_page_under_an_asset_like_name_is_not_stored(self, cache):
-        """Web cache deception: the name says nothing, the response does."""
+    async def test_page_without_caching_fields_is_not_stored_under_an_asset_like_path(self, cache):
+        """Web cache deception: the response decides, not the name in the path."""
         origin = Origin((200, {"content-type": "text/html"}, "my account"))
         async with client(SWRMiddleware(origin, cache)) as http:
             for path in ("/account/x.css", "/account%2fx.css", "/account;.js", "/account/..%2fstatic/x.png"):
                 await http.get(path, headers={"cookie": "session=1"})
                 assert (await http.get(path)).headers["swr-state"] == "missing"
 
-    async def test_paths_that_an_app_might_take_for_one_another_are_keys_of_their_own(self, cache):
+    async def test_paths_are_neither_decoded_nor_resolved_in_keys(self, cache):
         """Path confusion: nothing is decoded or resolved on the way to the key."""
         app = App([(b"cache-control", b"max-age=60")])
         async with client(SWRMiddleware(app, cache)) as http:
@@ -1412,7 +1418,7 @@ class TestFaultsOfOthers:
                 await http.get(path)
         assert app.runs == len({scope["raw_path"] + b"?" + scope["query_string"] for scope in app.scopes})
 
-    async def test_a_field_that_is_not_in_the_key_reaches_no_background_run(self, cache, clock):
+    async def test_field_outside_the_key_does_not_reach_a_background_refresh(self, cache, clock):
         """Poisoning by X-Forwarded-Host and its like lasts no longer than the first lifetime."""
 
         async def app(scope, receive, send):
@@ -1430,7 +1436,7 @@ class TestFaultsOfOthers:
 
 
 class TestBadInput:
-    async def test_a_scope_with_nothing_in_it_that_may_be_left_out(self, cache):
+    async def test_scope_without_optional_keys_is_cached(self, cache):
         """ASGI: `scheme` is http where nothing is said."""
         app = App([(b"cache-control", b"max-age=60")])
         middleware = SWRMiddleware(app, cache)
@@ -1453,14 +1459,14 @@ class TestBadInput:
             {"accept-language": "a," * 20_000},
         ],
     )
-    async def test_absurd_fields_are_answered(self, cache, headers):
+    async def test_oversized_or_malformed_request_fields_are_answered(self, cache, headers):
         origin = Origin((200, {"cache-control": "max-age=60", "vary": "accept-language"}, "x"))
         headers = {name: value.encode("latin-1") for name, value in headers.items()}
         async with client(SWRMiddleware(origin, cache)) as http:
             for _ in range(2):
                 assert (await http.get("/x", headers=headers)).text == "x"
 
-    async def test_so_are_absurd_urls(self, cache):
+    async def test_oversized_or_undecodable_urls_are_answered_and_cached(self, cache):
         app = App([(b"cache-control", b"max-age=60")])
         middleware = SWRMiddleware(app, cache, rules=[Rule("/x", sort_query=True, drop_params=("utm_*",))])
         query = "&".join(f"p{number % 100}={number}" for number in range(10_000)).encode()
@@ -1474,7 +1480,7 @@ class TestBadInput:
             await middleware(http_scope("/\udcff", raw_path=b"/%ff%fe/%00"), Client().receive, send)
         assert ([message["status"] for message in starts], app.runs) == ([200] * 4, 2)
 
-    async def test_a_scope_with_lone_surrogates_in_its_path(self, cache):
+    async def test_scope_with_lone_surrogates_in_its_path_is_cached(self, cache):
         app = App([(b"cache-control", b"max-age=60")])
         middleware = SWRMiddleware(app, cache)
         sent = []

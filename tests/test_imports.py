@@ -19,14 +19,14 @@ def modules_after(code):
     return set(printed.split())
 
 
-def test_the_table_of_names_says_what_type_checkers_are_told():
+def test_lazy_import_table_matches_the_imports_for_type_checkers():
     (guarded,) = [node for node in ast.parse(INIT.read_text()).body if isinstance(node, ast.If) and not node.orelse][:1]
     told = {alias.name: node.module for node in guarded.body for alias in node.names}
     assert told == swr._MODULES
     assert sorted(told) == sorted(swr.__all__)
 
 
-def test_import_swr_takes_none_of_its_modules_before_a_name_is_used():
+def test_import_swr_loads_no_submodule_before_a_name_is_used():
     found = modules_after("import swr")
     assert {name for name in found if name.startswith("swr")} == {"swr"}
     assert not found & {"starlette", "redis", "msgspec", "anyio", "asyncio"}
@@ -39,11 +39,11 @@ def test_import_swr_takes_none_of_its_modules_before_a_name_is_used():
         "from swr import *",
     ],
 )
-def test_a_cache_in_memory_takes_neither_starlette_nor_redis(code):
+def test_memory_cache_imports_neither_starlette_nor_redis(code):
     assert not modules_after(code) & {"starlette", "redis", "httpx", "email"}
 
 
-def test_a_cache_with_redis_has_imported_it_before_it_is_used():
+def test_redis_cache_imports_all_its_modules_when_it_is_created():
     """The first reader must not wait for it, nor hold up the event loop."""
     before = modules_after("from swr import Cache\ncache = Cache('redis://127.0.0.1:1')")
     code = """
@@ -59,7 +59,7 @@ anyio.run(main)
     assert late == set()
 
 
-def test_every_public_name_is_there_and_no_other():
+def test_every_public_name_is_importable_and_an_unknown_name_raises():
     for name in swr.__all__:
         found = getattr(swr, name)
         # Once a module of the package `swr.dashboard` is imported, that package has the name; it can be called, too.
@@ -70,6 +70,6 @@ def test_every_public_name_is_there_and_no_other():
         swr.Cahce  # noqa: B018  # looking it up is the test
 
 
-def test_a_public_name_is_the_same_whichever_module_is_imported_first():
+def test_swr_dashboard_stays_callable_when_its_package_is_imported_first():
     code = "import swr.dashboard.mount\nimport swr\nfrom swr import dashboard\nassert dashboard is swr.dashboard\nprint(callable(dashboard))"
     assert "True" in modules_after(code)

@@ -29,7 +29,7 @@ def run(cache: Cache, do) -> None:
     asyncio.run(within())
 
 
-def test_an_entry(server: Server, capsys):
+def test_inspect_shows_state_times_tags_and_validator_of_a_fresh_entry(server: Server, capsys):
     cache = Cache(server.url, timeout=5)
 
     @cache.cached("top:{group}", fresh_for=60, stale_for=600, tags=["group:{group}"], keep_for=60)
@@ -59,7 +59,7 @@ def test_an_entry(server: Server, capsys):
         ({"fresh_for": 0.001}, "missing", "its time is over"),
     ],
 )
-def test_one_that_is_fresh_no_more(server: Server, capsys, seconds, state, why):
+def test_inspect_shows_state_and_reason_once_an_entry_is_no_longer_fresh(server: Server, capsys, seconds, state, why):
     cache = Cache(server.url, timeout=5)
 
     @cache.cached("k", **seconds)
@@ -73,7 +73,7 @@ def test_one_that_is_fresh_no_more(server: Server, capsys, seconds, state, why):
     assert found["why"] is None if why is None else why in found["why"]
 
 
-def test_one_that_is_absent(server: Server, capsys):
+def test_inspect_says_that_a_batch_loader_found_no_item(server: Server, capsys):
     cache = Cache(server.url, timeout=5)
 
     @cache.cached_many("row:{n}", fresh_for=60, absent_for=60)
@@ -89,7 +89,7 @@ def test_one_that_is_absent(server: Server, capsys):
 @pytest.mark.parametrize(
     ("there", "why"), [("x", "not swr's"), ("0000000000000001exxxx", "cannot be read"), ("", None)]
 )
-def test_something_else(server: Server, capsys, there, why):
+def test_inspect_reports_foreign_or_unreadable_data_as_missing(server: Server, capsys, there, why):
     if there:
         server.command("SET", "swr:{k}", there)
     found = said(capsys, "inspect", "k", "--redis", server.url, code=not there)
@@ -97,7 +97,7 @@ def test_something_else(server: Server, capsys, there, why):
     assert found["why"] is None if why is None else why in found["why"]
 
 
-def test_who_loads(server: Server, capsys):
+def test_inspect_shows_the_holder_of_the_lease_during_a_load(server: Server, capsys):
     cache = Cache(server.url, timeout=5)
 
     @cache.cached("k", fresh_for=60)
@@ -113,7 +113,7 @@ def test_who_loads(server: Server, capsys):
     run(cache, load)
 
 
-def test_who_keeps_off(server: Server, capsys, monkeypatch):
+def test_inspect_shows_failures_and_backoff_after_a_failed_load(server: Server, capsys, monkeypatch):
     # The backoff must not end meanwhile.
     monkeypatch.setattr("swr.engine.endings.backoff_after", lambda failures, uniform: 60.0)
     cache = Cache(server.url, timeout=5)
@@ -148,8 +148,8 @@ def test_who_keeps_off(server: Server, capsys, monkeypatch):
         (["--all"], {"top:ATL", "top:JFK"}, "everything"),
     ],
 )
-def test_invalidating(server: Server, capsys, what, gone, shown):
-    """A process that runs hears of it, and what it has in memory counts no more."""
+def test_invalidate_removes_matching_entries_here_and_in_running_processes(server: Server, capsys, what, gone, shown):
+    """A running process gets the notification and drops its local copy."""
     cache = Cache(server.url, timeout=5)
 
     @cache.cached("top:{group}", fresh_for=60, tags=["group:{group}"])
@@ -175,14 +175,14 @@ def test_invalidating(server: Server, capsys, what, gone, shown):
     assert list(done["invalidated"]) == [what[0].lstrip("-") if what[0].startswith("--") else "key"]
 
 
-def test_the_key_of_a_response_has_a_line_break(server: Server, capsys):
+def test_invalidate_reads_backslash_n_in_a_key_as_a_line_break(server: Server, capsys):
     done = said(capsys, "invalidate", r"GET http://x\n/top?", "--redis", server.url)
     assert done["invalidated"] == {"key": "GET http://x\n/top?"}
 
 
 @pytest.mark.uncounted
 @pytest.mark.parametrize("start", [ClusterOfSix, Sentinels])
-def test_any_topology(start, capsys):
+def test_inspect_and_invalidate_work_on_cluster_and_sentinels(start, capsys):
     with start(kinds()[0]) as group:
         for number in range(3):
             where = ("--redis", group.url, "--timeout", "5")
@@ -193,7 +193,7 @@ def test_any_topology(start, capsys):
             assert found["why"] == "it was invalidated"
 
 
-def test_unreachable_server_is_one_line_and_a_failure(capsys):
+def test_unreachable_server_gives_one_error_line_and_code_1(capsys):
     url = f"redis://127.0.0.1:{free_port()}/0"
     for command in (["inspect", "k"], ["invalidate", "k"], ["invalidate", "--tag", "t"], ["invalidate", "--all"]):
         assert main([*command, "--redis", url, "--timeout", "500ms"]) == 1
@@ -214,7 +214,7 @@ def test_unreachable_server_is_one_line_and_a_failure(capsys):
         (["inspect", "k", "--redis", "redis://x", "--timeout", "soon"], "timeout"),
     ],
 )
-def test_what_is_asked_wrongly(capsys, arguments, says):
+def test_invalid_arguments_give_one_error_line_and_code_2(capsys, arguments, says):
     try:
         code = main(arguments)
     except SystemExit as ended:
@@ -227,17 +227,17 @@ def test_what_is_asked_wrongly(capsys, arguments, says):
 # -- what is asked for ---------------------------------------------------------------------------------------------
 
 
-def test_where_nothing_is_stored_it_says_so(server: Server, capsys):
+def test_inspect_and_invalidate_report_a_key_without_an_entry(server: Server, capsys):
     assert main(["inspect", "top:XXX", "--redis", server.url, "--namespace", "shop"]) == 1
     out, err = capsys.readouterr()
     assert (out, err) == ("", "swr: nothing stored under 'top:XXX' in the namespace 'shop'\n")
     assert main(["inspect", "/rankings/ATL", "--redis", server.url]) == 1
-    assert "a response has a key as 'GET http://host\\n/path?'" in capsys.readouterr().err
+    assert "the key of a response is like 'GET http://host\\n/path?'" in capsys.readouterr().err
     assert main(["invalidate", "top:XXX", "--redis", server.url]) == 0
     assert "under which nothing was stored" in capsys.readouterr().out
 
 
-def test_the_environment_says_where_redis_is(server: Server, capsys, monkeypatch):
+def test_environment_variables_give_server_and_namespace(server: Server, capsys, monkeypatch):
     cache = Cache(server.url, namespace="shop", timeout=5)
 
     @cache.cached("k", fresh_for=60)
@@ -270,7 +270,7 @@ async def _ask(cache: Cache, url: str) -> list[str]:
 
 
 @pytest.mark.parametrize("url", ["/rankings/ATL?limit=10", "http://test/rankings/ATL?limit=10"])
-def test_the_responses_to_a_url_are_removed(server: Server, capsys, url):
+def test_invalidate_url_removes_the_responses_to_it(server: Server, capsys, url):
     states = []
 
     async def ask() -> None:
@@ -285,7 +285,7 @@ def test_the_responses_to_a_url_are_removed(server: Server, capsys, url):
     assert "invalidated the responses to" in capsys.readouterr().out
 
 
-def test_a_path_is_no_key(server: Server, capsys):
+def test_invalidate_refuses_a_url_given_as_a_key(server: Server, capsys):
     for path in ("/rankings/ATL", "https://app:pass@word/x"):
         assert main(["invalidate", path, "--redis", server.url]) == 2
         said = capsys.readouterr().err
@@ -297,12 +297,12 @@ def test_a_path_is_no_key(server: Server, capsys):
     "wrong",
     [[], ["a", "b"], ["a", "--tag", "t"], ["--key", "a", "--url", "/x"], ["--tag", ""], ["--all", "--loader", "a:b", "c"], ["a", "--all"], [""]],
 )  # fmt: skip
-def test_one_thing_is_invalidated_at_a_time(capsys, wrong):
+def test_invalidate_refuses_a_missing_or_empty_target_and_two_targets(capsys, wrong):
     assert main(["invalidate", *wrong, "--redis", "redis://127.0.0.1:1/0"]) == 2
     assert capsys.readouterr().out == ""
 
 
-def test_what_a_loader_has_stored_for_calls_is_removed(server: Server, capsys, tmp_path, monkeypatch):
+def test_invalidate_loader_removes_the_entries_of_the_given_calls(server: Server, capsys, tmp_path, monkeypatch):
     (tmp_path / "shop.py").write_text(
         f"""
 from swr import Cache
@@ -347,8 +347,8 @@ async def here(group: str) -> int:
     del sys.modules["shop"]
 
 
-def test_text_becomes_what_the_loader_declares(server: Server, capsys, tmp_path, monkeypatch):
-    """The key of 1 is not that of "1": a command that leaves it as text does nothing, and says that it did."""
+def test_invalidate_loader_converts_arguments_to_the_declared_types(server: Server, capsys, tmp_path, monkeypatch):
+    """The key of 1 differs from the key of "1". Left as text, the argument would invalidate nothing."""
     (tmp_path / "typed.py").write_text(
         f"""
 from __future__ import annotations
@@ -452,7 +452,7 @@ class Enough(Exception):
 
 
 @pytest.mark.parametrize("is_terminal", [True, False])
-def test_something_is_shown_again_and_again(server: Server, capsys, monkeypatch, is_terminal):
+def test_watch_repeats_the_command_after_each_pause(server: Server, capsys, monkeypatch, is_terminal):
     pauses = []
 
     def pause(seconds: float) -> None:

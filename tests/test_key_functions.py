@@ -49,7 +49,7 @@ def define(cache, **options):
     return timeline
 
 
-async def test_everything_goes_by_the_arguments_of_the_loader(cache):
+async def test_key_function_gives_the_key_for_every_method_of_a_loader(cache):
     timeline = define(cache)
     assert await timeline(User(3)) == await timeline(user=User(3), page=10) == [3, 10]
     assert await timeline(User(3), 1) == [3, 1]
@@ -67,7 +67,7 @@ async def test_everything_goes_by_the_arguments_of_the_loader(cache):
     assert await anyio.to_thread.run_sync(timeline.sync, User(4)) == [4, 10]
 
 
-async def test_a_batch_loader_has_a_key_for_each_item(cache):
+async def test_key_function_of_a_batch_loader_makes_one_key_per_item(cache):
     asked = []
 
     @cache.cached_many(key=lambda group, limit: f"{group.upper()}:{limit}", fresh_for=60)
@@ -85,7 +85,7 @@ async def test_a_batch_loader_has_a_key_for_each_item(cache):
     assert await top(["a"]) == {"a": 1}
 
 
-async def test_a_method_names_self_or_ignores_it(cache):
+async def test_key_function_of_a_method_takes_self_or_ignores_it(cache):
     class Service:
         def __init__(self, region: str) -> None:
             self.region = region
@@ -112,7 +112,7 @@ async def test_a_method_names_self_or_ignores_it(cache):
         functools.partial(lambda form, a, b, c: form.format(a, b, c), "{}{}{}"),
     ],
 )
-async def test_a_key_function_may_take_the_parameters_in_any_way(memory, key):
+async def test_key_function_may_declare_its_parameters_in_any_form(memory, key):
     @memory.cached(key=key, fresh_for=60)
     async def load(a: int, b: int, c: int = 3) -> int:
         return a
@@ -121,7 +121,7 @@ async def test_a_key_function_may_take_the_parameters_in_any_way(memory, key):
     assert load.key(1, b=5, c=4).endswith(":154")
 
 
-async def test_parameters_of_any_number_come_as_the_loader_gets_them(memory):
+async def test_key_function_gets_variadic_arguments_as_the_loader_does(memory):
     @memory.cached(key=lambda *groups, **options: f"{groups}{options}", fresh_for=60)
     async def load(*groups: str, **options: int) -> int:
         return 1
@@ -132,8 +132,8 @@ async def test_parameters_of_any_number_come_as_the_loader_gets_them(memory):
 tenant = contextvars.ContextVar("tenant", default="nobody")
 
 
-async def test_a_key_that_reads_more_than_arguments_is_made_anew_for_each_call(cache):
-    """Remembered by its arguments, it would give one tenant's answer to another."""
+async def test_key_that_reads_a_context_variable_is_computed_on_each_call(cache):
+    """If swr remembered the key by its arguments, one tenant would get another's answer."""
 
     @cache.cached(key=lambda group: f"{tenant.get()}:{group}", fresh_for=60)
     async def top(group: str) -> str:
@@ -146,7 +146,7 @@ async def test_a_key_that_reads_more_than_arguments_is_made_anew_for_each_call(c
     assert answers == ["ax", "bx", "ax"]
 
 
-async def test_a_key_of_plain_arguments_alone_is_made_once(memory, monkeypatch):
+async def test_key_of_plain_arguments_is_computed_once(memory, monkeypatch):
     @memory.cached(key=lambda group, limit: str(group) + f":{limit}", fresh_for=60)
     async def top(group: str, limit: int = 1) -> str:
         return group
@@ -157,7 +157,7 @@ async def test_a_key_of_plain_arguments_alone_is_made_once(memory, monkeypatch):
     assert top.key("x").endswith(":x:1")
 
 
-async def test_arguments_that_change_before_the_load_ends_are_refused(cache):
+async def test_load_that_changes_the_arguments_of_its_key_is_refused(cache):
     timeline = define(cache)
     changed = User(5)
 
@@ -173,7 +173,7 @@ async def test_arguments_that_change_before_the_load_ends_are_refused(cache):
     assert await timeline(User(7)) == [7, 10]
 
 
-async def test_a_background_refresh_runs_with_what_the_key_saw(place_url):
+async def test_background_refresh_gets_the_arguments_as_they_were_at_the_read(place_url):
     clock = FakeClock()
     async with Cache(place_url, clock=clock) as cache:
         seen = []
@@ -192,7 +192,7 @@ async def test_a_background_refresh_runs_with_what_the_key_saw(place_url):
         assert seen == [["a"], ["a"]]
 
 
-async def test_what_no_snapshot_is_possible_of_is_passed_on(memory):
+async def test_arguments_that_swr_cannot_snapshot_reach_the_loader(memory):
     @memory.cached(key=lambda users: ",".join(str(user.id) for user in users), fresh_for=60)
     async def load(users: list[User]) -> int:
         return len(users)
@@ -207,7 +207,7 @@ class Region(str, enum.Enum):  # noqa: UP042  # its text is another one in an f-
     EU = "eu"
 
 
-def test_an_enum_that_is_a_string_is_the_string_as_in_a_template(memory):
+def test_string_enum_gives_the_same_key_as_its_string(memory):
     @memory.cached(key=lambda region: region, fresh_for=60)
     async def top(region: str) -> int:
         return 1
@@ -254,7 +254,7 @@ class CallsHash:
         ({"key": type}, "does not say which parameters it takes"),
     ],
 )
-def test_a_key_function_that_cannot_work_is_refused_at_decoration(memory, options, reason):
+def test_key_function_that_cannot_work_is_refused_at_decoration(memory, options, reason):
     template = options.pop("template", None)
     with pytest.raises(ConfigurationError, match=reason):
 
@@ -266,7 +266,7 @@ def test_a_key_function_that_cannot_work_is_refused_at_decoration(memory, option
 @pytest.mark.parametrize(
     "options", [{}, {"key": lambda groups: "k"}, {"template": "t:{group}", "key": lambda group: ""}]
 )
-def test_a_key_function_of_a_batch_loader_names_an_item(memory, options):
+def test_batch_loader_without_one_valid_key_or_template_is_refused(memory, options):
     with pytest.raises(ConfigurationError):
 
         @memory.cached_many(options.pop("template", None), fresh_for=60, **options)
@@ -284,7 +284,7 @@ def test_a_key_function_of_a_batch_loader_names_an_item(memory, options):
         (lambda user: f"{user}", "returned .* the address of an object"),
     ],
 )
-async def test_a_key_function_that_returns_no_key_is_an_error_that_names_the_loader(memory, key, reason):
+async def test_key_function_without_a_valid_result_raises_an_error_naming_the_loader(memory, key, reason):
     @memory.cached(key=key, fresh_for=60)
     async def of_user(user: User) -> int:
         return 1
@@ -293,7 +293,7 @@ async def test_a_key_function_that_returns_no_key_is_an_error_that_names_the_loa
         await of_user(User(5))
 
 
-def test_text_that_looks_like_an_address_is_a_key(memory):
+def test_text_that_looks_like_an_object_address_is_a_valid_key(memory):
     @memory.cached(key=lambda text: text, fresh_for=60)
     async def search(text: str) -> int:
         return 1
@@ -301,7 +301,7 @@ def test_text_that_looks_like_an_address_is_a_key(memory):
     assert search.key("<a at 0x1>").endswith(":<a at 0x1>")
 
 
-def test_no_other_loader_has_keys_that_begin_like_those_of_a_key_function(memory):
+def test_template_that_could_make_keys_of_a_key_function_is_refused(memory):
     @memory.cached(key=lambda n: f"{n}", fresh_for=60)
     async def one(n: uuid.UUID) -> int:
         return 1
@@ -313,7 +313,7 @@ def test_no_other_loader_has_keys_that_begin_like_those_of_a_key_function(memory
             return 2
 
 
-def test_two_functions_of_one_name_need_templates(memory):
+def test_second_key_function_loader_of_the_same_name_is_refused(memory):
     def make():
         @memory.cached(key=lambda n: f"{n}", fresh_for=60)
         async def load(n: int) -> int:

@@ -36,7 +36,7 @@ def one(a): ...
 def two(a, b=1): ...
 
 
-def test_values_of_different_types_or_shapes_differ():
+def test_values_of_different_types_or_shapes_have_different_keys():
     values = [
         1, "1", True, "True", None, "None", 1.0, "1.0", 0.0, -0.0, float("inf"), "inf", "", "''", "'1'", "~x",
         "a:b", ("a:b",), ("a", "b"), ["a", "b"], ("a,b",), ("a", ("b",)), (("a",), "b"), {"a": "b"}, {"a=b"}, {"a", "b"},
@@ -65,7 +65,7 @@ def typed(value):
 
 @pytest.mark.uncounted
 @given(nested, nested, nested, nested)
-def test_equal_keys_mean_equal_calls(a, b, c, d):
+def test_two_keys_are_equal_exactly_if_their_calls_are_equal(a, b, c, d):
     for template in ("k:{a}:{b}", "{a}-{b}", "{a}/x/{b}", "{a}.{b}:", None):
         keys = CallKeys(two, template)
         same = keys.key((a, b), {}) == keys.key((c, d), {})
@@ -74,7 +74,7 @@ def test_equal_keys_mean_equal_calls(a, b, c, d):
 
 @pytest.mark.uncounted
 @given(st.text(alphabet="a:-'~%{}()1,=", max_size=6), st.text(alphabet="a:-'~%{}()1,=", max_size=6))
-def test_strings_of_shaping_characters_stay_apart(a, b):
+def test_strings_with_separator_characters_have_different_keys(a, b):
     keys = CallKeys(two, "{a}-{b}")
     swapped = keys.key((a + "-", b), {}) == keys.key((a, "-" + b), {})
     assert not swapped
@@ -90,19 +90,19 @@ class Without(set[int]):
 
 
 @pytest.mark.parametrize(("one", "other"), [(Right(8), Right(16)), (Right(8), Right(0)), (Without([1]), {1})])
-def test_flags_without_a_name_and_sets_of_another_class_differ(one, other):
+def test_unnamed_flags_and_set_subclasses_have_distinct_canonical_forms(one, other):
     assert canonical(one) != canonical(other)
     assert canonical({1}) == canonical(frozenset({1}))
 
 
-def test_subclasses_of_str_and_int_are_what_they_equal():
+def test_str_and_int_enum_members_share_the_key_of_their_value():
     keys = CallKeys(one, "k:{a}")
     assert keys.key((Word.RED,), {}) == keys.key(("red",), {}) == "k:red"
     assert keys.key((Number.ONE,), {}) == keys.key((1,), {}) == "k:1"
 
 
 @pytest.mark.parametrize("order", [(1, True, 1.0), (True, 1, 1.0), (1.0, 1, True)])
-def test_remembered_calls_do_not_lend_their_key_to_equal_values_of_other_types(order):
+def test_remembered_key_is_not_reused_for_an_equal_value_of_another_type(order):
     keys = CallKeys(two, "k:{a}:{b}")
     for _ in range(2):
         assert len({keys.key((value, "x"), {}) for value in order}) == 3
@@ -116,7 +116,7 @@ def test_positional_keyword_and_default_arguments_give_one_key():
         assert {keys.key(*call) for call in calls} == {"k:ATL:1"}
 
 
-def test_what_is_remembered_is_bounded(monkeypatch):
+def test_number_and_size_of_remembered_keys_are_bounded(monkeypatch):
     monkeypatch.setattr("swr.core.keys._REMEMBERED", 10)
     keys = CallKeys(one, "k:{a}")
     for number in range(100):
@@ -126,7 +126,7 @@ def test_what_is_remembered_is_bounded(monkeypatch):
     assert all(len(key) < 1000 for key, _ in keys.remembered.values())
 
 
-def test_the_default_key_is_of_the_function_and_all_arguments():
+def test_default_key_contains_the_function_and_all_arguments():
     def f(a, /, b, *rest, c=3, **more): ...
 
     keys = CallKeys(f)
@@ -149,7 +149,7 @@ def test_keys_are_the_same_in_every_process():
 
 
 @pytest.mark.parametrize("value", [object(), (1, object()), {"a": [object()]}, {object()}, Exception(), len])
-def test_an_argument_that_cannot_be_part_of_a_key_is_named_with_the_remedy(value):
+def test_argument_unusable_in_a_key_raises_an_error_with_the_remedy(value):
     keys = CallKeys(two, "k:{a}:{b}")
     with pytest.raises(ConfigurationError, match=r"argument 'b' of .*two.*ignore=\(\"b\",\)"):
         keys.key(("x", value), {})
@@ -166,12 +166,12 @@ def holding_itself():
     [(10**5000, "digits"), ([10**5000], "digits"), (holding_itself(), "holds itself"), ({"a": holding_itself()}, "itself")],
     ids=["integer", "integer in a list", "list in itself", "list in itself in a dict"],
 )  # fmt: skip
-def test_an_argument_that_cannot_be_written_is_named(value, why):
+def test_argument_too_large_or_recursive_for_a_key_raises_an_error_naming_it(value, why):
     with pytest.raises(ConfigurationError, match=rf"argument 'b' of .*two.*{why}"):
         CallKeys(two, "k:{a}:{b}").key(("x", value), {})
 
 
-def test_times_of_different_zones_differ_for_later_dates_are_different_times():
+def test_equal_times_in_different_time_zones_have_different_keys():
     offset = datetime.timezone(datetime.timedelta(hours=-5))
     moments = [
         datetime.datetime(2013, 11, 1, tzinfo=zone)
@@ -181,7 +181,7 @@ def test_times_of_different_zones_differ_for_later_dates_are_different_times():
     assert len({canonical(moment.timetz()) for moment in moments}) == 5
 
 
-def test_wrong_arguments_are_the_functions_own_error():
+def test_wrong_arguments_raise_the_type_error_of_the_function():
     with pytest.raises(TypeError, match=r"^tests\.test_keys\.two\(\) missing a required argument: 'a'"):
         CallKeys(two, "k:{a}:{b}").key((), {})
     with pytest.raises(TypeError, match="unexpected keyword"):
@@ -192,8 +192,8 @@ def test_wrong_arguments_are_the_functions_own_error():
     ("template", "complaint"),
     [
         ("k:{a}", "leaves out b"),
-        ("k:{a}{b}", "nothing to tell them apart"),
-        ("k:{a}x{b}", "nothing to tell them apart"),
+        ("k:{a}{b}", "has no separator before the slot"),
+        ("k:{a}x{b}", "has no separator before the slot"),
         ("k:{a}:{b}:{c}", "no parameter 'c'"),
         ("k:{a!r}:{b}", "a slot has only a parameter's name"),
         ("k:{a:>3}:{b}", "a slot has only a parameter's name"),
@@ -202,12 +202,12 @@ def test_wrong_arguments_are_the_functions_own_error():
         ("k:{a", "cannot be read"),
     ],
 )
-def test_a_template_that_cannot_work_is_refused_where_it_is_written(template, complaint):
+def test_template_that_cannot_work_is_refused_at_definition(template, complaint):
     with pytest.raises(ConfigurationError, match=complaint):
         CallKeys(two, template)
 
 
-def test_ignored_parameters_are_left_out_and_must_exist():
+def test_ignored_parameters_are_left_out_of_the_key_and_must_exist():
     keys = CallKeys(two, "k:{a}", ignore=("b",))
     assert keys.key(("x", object()), {}) == "k:x"
     assert CallKeys(two, ignore=("a", "b")).key((1,), {}) == "tests.test_keys.two"
@@ -217,14 +217,14 @@ def test_ignored_parameters_are_left_out_and_must_exist():
         CallKeys(two, "k:{a}", ignore="b")
 
 
-def test_literal_braces_and_attributes():
+def test_template_keeps_literal_braces_and_reads_attributes():
     class Region:
         name = "eu:west"
 
     assert CallKeys(one, "k:{{x}}:{a.name}").key((Region(),), {}) == "k:{x}:eu%3Awest"
 
 
-def test_tags_are_what_an_f_string_would_be():
+def test_tag_templates_are_filled_like_f_strings():
     keys = CallKeys(two, "k:{a}:{b}", tags=("group:{a}", "all"))
     assert keys.tags(("7",), {}) == ("group:7", "all")
     assert CallKeys(two, "k:{a}:{b}", tags=("all", "more")).tags(("7",), {}) == ("all", "more")
@@ -235,7 +235,7 @@ def test_tags_are_what_an_f_string_would_be():
 
 
 @given(st.text(alphabet=st.characters(codec=None)))
-def test_a_storage_name_fits_a_hash_tag_and_is_short(key):
+def test_storage_name_has_no_braces_and_at_most_200_bytes(key):
     name = storage_name(key)
     assert not set(name) & set("{}")
     assert len(name.encode()) <= 200
@@ -248,7 +248,7 @@ def test_storage_names_of_different_keys_differ(a, b):
     assert storage_name(a + "x" * 300) != storage_name(b + "x" * 300) or a == b
 
 
-def test_a_template_says_what_it_is_of():
+def test_template_lists_the_names_of_its_parameters():
     assert Template("a:{b}", "key", "f").names == ["b"]
 
 
@@ -268,7 +268,7 @@ def overlap(one, other):
         ("{a}:{b}", "user:{id}"), ("x{a}", "{b}x"),
     ],
 )  # fmt: skip
-def test_templates_that_can_make_one_key_overlap(one, other):
+def test_templates_that_can_make_the_same_key_overlap(one, other):
     assert overlap(one, other)
 
 
@@ -280,12 +280,12 @@ def test_templates_that_can_make_one_key_overlap(one, other):
         ("{x}.png", "{y}.jpg"), ("", "{a}"),
     ],
 )  # fmt: skip
-def test_templates_that_cannot_make_one_key_do_not(one, other):
+def test_templates_that_cannot_make_the_same_key_do_not_overlap(one, other):
     assert not overlap(one, other)
 
 
 @given(st.text(alphabet="a:-{}%'1", max_size=4), st.text(alphabet="a:-{}%'1", max_size=4), st.integers(0, 20))
-def test_templates_that_have_made_one_key_overlap(a, b, number):
+def test_templates_that_have_made_the_same_key_overlap(a, b, number):
     texts = ["{a}", "k:{a}", "a-{a}", "a-{a}-{b}", "{a}:{b}", "a:{a}", "{a}a", "{a}-1", "1:{a}:a"]
     one, other = texts[number % len(texts)], texts[number // 3]
     made = [

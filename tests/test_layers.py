@@ -107,7 +107,7 @@ IMPORTS = {
 
 
 @pytest.mark.parametrize("name", sorted(IMPORTS))
-def test_a_module_imports_only_its_own_folder_and_lower_ones(name):
+def test_module_imports_only_its_own_folder_and_lower_layers(name):
     own = LAYERS.index(layer_of(name))
     for imported in IMPORTS[name]:
         assert LAYERS.index(layer_of(imported)) <= own, f"swr.{name} imports swr.{imported} from a higher layer"
@@ -134,12 +134,12 @@ def circles(graph: dict[str, set[str]]) -> list[set[str]]:
     return found
 
 
-def test_circles_are_found_and_what_only_leads_to_them_is_not_part_of_them():
+def test_import_circle_excludes_modules_that_only_lead_to_it():
     graph = {"a": {"b"}, "b": {"c"}, "c": {"a", "d"}, "d": {"e"}, "e": {"d"}, "f": {"a"}, "g": set(), "h": {"h"}}
     assert circles(graph) == [{"a", "b", "c"}, {"d", "e"}, {"h"}]
 
 
-def test_no_modules_import_one_another_in_a_circle():
+def test_modules_have_no_import_circles():
     """Imports under TYPE_CHECKING and inside functions count; that of a module's own package, which Python adds, does not."""
     assert circles(IMPORTS) == []
 
@@ -166,7 +166,7 @@ def branches(node: ast.AST) -> int:
     return sum(isinstance(child, BRANCHES) + branches(child) for child in inside)
 
 
-def test_branches_are_counted_by_their_statements():
+def test_branch_count_includes_statements_but_no_expressions_or_inner_functions():
     code = """
 async def outer():
     if a or b:
@@ -197,13 +197,13 @@ async def outer():
     assert branches(ast.parse(code).body[0]) == 8
 
 
-def test_files_are_short_unless_a_reason_is_given():
+def test_files_stay_within_the_line_limit_unless_a_reason_is_given():
     lines = {name_of(path): len(path.read_text().splitlines()) for path in FILES}
     longer = {name for name, number in lines.items() if number > MOST_LINES}
     assert longer == set(LONGER_FILES), "split the file; where one is short by now, take it out of LONGER_FILES"
 
 
-def test_functions_have_few_branches_unless_a_reason_is_given():
+def test_functions_stay_within_the_branch_limit_unless_a_reason_is_given():
     larger = {
         f"{name_of(path)}:{node.name}"
         for path in FILES
@@ -242,7 +242,7 @@ def changing(trees: list[ast.Module]) -> dict[str, set[str]]:
     return found
 
 
-def test_attributes_that_change_are_those_set_after_init_and_those_set_from_outside():
+def test_changing_attributes_are_those_set_after_init_or_from_outside():
     code = """
 class Example:
     declared: int = 0
@@ -266,23 +266,23 @@ def use(example):
     }
 
 
-def test_classes_have_few_attributes_that_change_unless_a_reason_is_given():
+def test_classes_have_few_changing_attributes_unless_a_reason_is_given():
     found = changing([tree_of(path) for path in FILES])
     larger = {name for name, attributes in found.items() if len(attributes) > MOST_CHANGING}
     assert larger == set(LARGER_CLASSES), "split it; where one has few by now, take it out of LARGER_CLASSES"
 
 
 @pytest.mark.parametrize("path", [path for path in FILES if layer_of(name_of(path)) in PURE], ids=name_of)
-def test_a_pure_module_imports_nothing_that_does_io_or_reads_a_clock(path):
+def test_pure_module_imports_nothing_that_does_io_or_reads_a_clock(path):
     assert not {module.partition(".")[0] for module in imports(path)} & PURE_MAY_NOT_IMPORT
 
 
-def test_at_most_ten_modules_stand_beside_the_folders():
+def test_swr_has_at_most_ten_modules_beside_its_folders():
     assert len([path for path in FILES if path.parent == ROOT / "swr"]) <= 10
 
 
 @pytest.mark.parametrize("folder", sorted({path.parent for path in FILES}), ids=lambda path: path.name)
-def test_a_folder_says_what_it_holds_imports_and_offers(folder):
+def test_folder_docstring_says_what_it_imports_and_offers(folder):
     text = ast.get_docstring(ast.parse((folder / "__init__.py").read_text())) or ""
     if folder != ROOT / "swr":
         assert len(text.splitlines()) >= 3
@@ -299,13 +299,13 @@ def test_examples_and_benchmarks_import_only_public_modules(path):
     assert {module for module in imports(path) if module.partition(".")[0] == "swr"} <= PUBLIC
 
 
-def test_importing_swr_starts_nothing_and_brings_no_redis():
+def test_importing_swr_starts_no_thread_and_does_not_import_redis():
     code = "import sys, threading, swr, swr.middleware; print('redis' in sys.modules, threading.active_count())"
     output = subprocess.run([sys.executable, "-c", code], capture_output=True, check=True, text=True).stdout
     assert output.split() == ["False", "1"]
 
 
-def test_the_public_names_are_these():
+def test_public_names_match_the_expected_lists():
     import swr
     import swr.encryption
     import swr.middleware

@@ -45,23 +45,23 @@ async def cache():
         (b"", b"url=redis://h ", b""),
     ],
 )
-def test_reading_takes_time_in_proportion_to_what_is_read(read, start, piece, end):
+def test_parsing_time_grows_linearly_with_input(read, start, piece, end):
     assert is_linear(read, start, piece, end, size=2_000)
 
 
 @pytest.mark.parametrize(("power", "is_found"), [(2, True), (1, False)])
-def test_the_fuzz_finds_what_takes_a_square_of_time(monkeypatch, power, is_found):
+def test_fuzz_detects_quadratic_but_not_linear_time(monkeypatch, power, is_found):
     """By seconds that are counted, not measured: a busy machine may make any reader look slow, or fast."""
     monkeypatch.setattr("tests.linear._once", lambda read, text: read(text))
     monkeypatch.setattr("tests.linear.READERS", {"power": lambda text: 1e-6 * len(text) ** power})
     assert bool(fuzz(1, seed=0)) is is_found
 
 
-def test_the_fuzz_finds_nothing_in_swr():
+def test_fuzz_finds_no_quadratic_reader_in_swr():
     assert fuzz(2_000, seed=2) == []
 
 
-class TestARequestThatIsTooLong:
+class TestTooLongRequest:
     """Who: a client behind a server without a limit (uvicorn with httptools), any day."""
 
     @pytest.mark.parametrize(
@@ -76,7 +76,7 @@ class TestARequestThatIsTooLong:
         ids=["lines", "cookie", "directives", "names", "query"],
     )
     @pytest.mark.parametrize("method", ["GET", "HEAD"])
-    async def test_is_answered_by_the_app_alone(self, cache, headers, query, method):
+    async def test_too_long_request_bypasses_the_cache(self, cache, headers, query, method):
         app = App([(b"content-type", b"text/plain")])
         middleware = SWRMiddleware(app, cache, rules=RULES)
         for run in (1, 2):
@@ -88,7 +88,7 @@ class TestARequestThatIsTooLong:
             assert marks[b"cache-status"] == b'swr; fwd=bypass; detail="header too long"'
             assert app.runs == run
 
-    async def test_invalidates_what_it_may_have_changed(self, cache):
+    async def test_too_long_post_invalidates_its_url(self, cache):
         app = App(MAX_AGE)
         middleware = SWRMiddleware(app, cache)
         async with client(middleware) as http:
@@ -98,7 +98,7 @@ class TestARequestThatIsTooLong:
             await middleware(scope, one.receive, one.send)
             assert (await http.get("/x")).text == "3"
 
-    def test_is_one_of_many_lines_or_bytes(self):
+    def test_is_too_long_limits_lines_bytes_and_separators(self):
         assert not is_too_long([(b"a", b"")] * 1000)
         assert is_too_long([(b"a", b"")] * 1001)
         assert not is_too_long([(b"a" * 100, b"b" * (2**16 - 100))])
@@ -111,7 +111,7 @@ class TestARequestThatIsTooLong:
         assert is_too_long([], "/", b"a=" + b"&" * 16_000)
 
 
-class TestAResponseThatIsTooLong:
+class TestTooLongResponse:
     """Who: an app that collects values in a field in a loop, on the day the loop runs away."""
 
     @pytest.mark.parametrize(
@@ -124,20 +124,20 @@ class TestAResponseThatIsTooLong:
         ],
         ids=["directives", "lines", "vary", "vary of 10,000 names"],
     )
-    async def test_is_not_stored(self, cache, headers, reason):
+    async def test_too_long_response_is_not_stored(self, cache, headers, reason):
         app = App(headers)
         async with client(SWRMiddleware(app, cache)) as http:
             first, second = await http.get("/x"), await http.get("/x")
         assert (first.text, second.text) == ("1", "2")
         assert first.headers["cache-status"] == f'swr; fwd=uri-miss; detail="{reason}"'
 
-    async def test_one_that_varies_by_some_fields_is_stored(self, cache):
+    async def test_response_that_varies_by_64_fields_is_stored(self, cache):
         app = App([*MAX_AGE, (b"vary", b",".join(b"x-%d" % number for number in range(64)))])
         async with client(SWRMiddleware(app, cache)) as http:
             assert [(await http.get("/x", headers={"x-7": "a"})).text for _ in range(2)] == ["1", "1"]
 
 
-class TestNamesInAQuery:
+class TestQueryNames:
     """Who: an operator who drops what campaigns add to URLs, and a crawler that sends long names."""
 
     @pytest.mark.parametrize(
@@ -160,7 +160,7 @@ class TestNamesInAQuery:
             (("a", "b*"), "b\nb", True),
         ],
     )
-    def test_are_compared_with_stars(self, names, name, is_dropped):
+    def test_query_names_match_patterns_with_stars(self, names, name, is_dropped):
         query = name.replace("\n", "%0A").encode() + b"=1&kept=2"
         rule = Rule("/x", drop_params=(*names, "other"))
         assert (rule.keyed_query(query) == b"kept=2") is (is_dropped and names != ("*",)) or names == ("*",)
@@ -169,7 +169,7 @@ class TestNamesInAQuery:
         assert bool(kept) is is_dropped
 
 
-class TestALongPath:
+class TestLongPath:
     """Who: a client that makes a rule with several free parameters try out all ways to part a path."""
 
     @pytest.mark.parametrize(
@@ -183,12 +183,12 @@ class TestALongPath:
             ("/{a}-{b}/{c}-{d}", 181),
         ],
     )
-    def test_is_compared_with_a_rule_up_to_a_length(self, path, length):
+    def test_longest_path_of_a_rule_shrinks_with_its_free_parameters(self, path, length):
         rule = Rule(path)
         assert rule.longest_path >= length
         assert rule.longest_path == length or length == 2**16
 
-    async def test_is_compared_with_a_rule_once_a_request(self, cache, monkeypatch):
+    async def test_path_is_matched_with_a_rule_once_per_request(self, cache, monkeypatch):
         compared = []
         match = Rule.match
         monkeypatch.setattr(Rule, "match", lambda rule, path: compared.append(path) or match(rule, path))
@@ -204,14 +204,14 @@ class TestALongPath:
                 await http.request(method, f"{path}?q=1", headers=headers)
         assert compared == ["/a-b-c", "/" + "-" * 150 + "/", "/a-b", "/a-b-d"]
 
-    async def test_is_under_no_rule(self, cache):
+    async def test_path_too_long_for_one_rule_is_not_cached_by_another(self, cache):
         app = App()
         rules = [Rule("/{a}-{b}-{c}", fresh_for=60), Rule("/{rest:path}", fresh_for=60)]
         async with client(SWRMiddleware(app, cache, rules=rules)) as http:
             for path, texts in (("/" + "-" * 150, ["1", "1"]), ("/" + "-" * 30_000, ["2", "3"])):
                 assert [(await http.get(path)).text for _ in range(2)] == texts
 
-    async def test_is_not_shared_where_the_rule_keeps_responses_apart(self, cache):
+    async def test_path_too_long_for_a_rule_with_vary_is_not_shared(self, cache):
         app = App(MAX_AGE)
         rules = [Rule("/{a}-{b}-{c}", fresh_for=60, vary=("X-Tenant",))]
         async with client(SWRMiddleware(app, cache, rules=rules)) as http:
@@ -220,14 +220,14 @@ class TestALongPath:
         assert [answer.text for answer in answers] == ["1", "2"]
         assert answers[0].headers["cache-status"] == 'swr; fwd=bypass; detail="path"'
 
-    async def test_keeps_its_whole_query_in_the_key(self, cache):
+    async def test_path_too_long_for_a_rule_keeps_its_whole_query_in_the_key(self, cache):
         app = App(MAX_AGE)
         async with client(SWRMiddleware(app, cache, rules=[Rule("/{a}-{b}-{c}", drop_params=("q",))])) as http:
             path = "/" + "-" * 1_000
             assert [(await http.get(f"{path}?q={query}")).text for query in "ab"] == ["1", "2"]
 
 
-async def test_a_long_request_does_not_hold_the_event_loop_up_for_others(cache):
+async def test_long_requests_do_not_block_the_event_loop(cache):
     """A reader of a fresh response is answered while hundreds of long requests are."""
     app = App(MAX_AGE)
     middleware = SWRMiddleware(app, cache, rules=[Rule("/x", drop_params=("utm_*_*_id",))])

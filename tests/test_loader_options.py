@@ -87,7 +87,7 @@ def loader_of(process, function, policy, **terms):
 
 
 class TestStoreIf:
-    async def test_those_who_wait_share_a_value_that_is_not_stored(self, cache):
+    async def test_readers_of_one_flight_share_a_value_that_is_not_stored(self, cache):
         table = Table()
         row = define(cache, table, store_if=exists)
         table.gate = anyio.Event()
@@ -106,7 +106,7 @@ class TestStoreIf:
         assert table.loads == 1
         assert await row.peek("a") is None
 
-    async def test_the_next_call_loads_again_at_once(self, cache):
+    async def test_next_call_loads_again_after_a_value_was_not_stored(self, cache):
         table = Table()
         row = define(cache, table, store_if=exists)
         assert [await row("a"), await row("a")] == [None, None]
@@ -114,8 +114,8 @@ class TestStoreIf:
         assert [await row("a"), await row("a")] == ["1", "1"]
         assert table.loads == 3
 
-    async def test_a_refresh_whose_value_is_not_stored_takes_the_old_one_away_everywhere(self, cache, place_url, clock):
-        """A user is deleted: nobody gets him from a cache because the answer that says so is not stored."""
+    async def test_refresh_with_a_rejected_value_removes_the_old_one_in_every_process(self, cache, place_url, clock):
+        """If a user is deleted, no process serves the old value, although swr does not store the new one."""
         table = Table(a="1")
         row = define(cache, table, store_if=exists)
         async with Cache(place_url, clock=clock) as elsewhere:
@@ -134,7 +134,7 @@ class TestStoreIf:
                         await anyio.sleep(0.005)
                 assert await other("a") is None
 
-    async def test_refresh_and_set_go_by_it_too(self, cache):
+    async def test_refresh_and_set_obey_store_if(self, cache):
         table = Table(a="1")
         row = define(cache, table, store_if=exists)
         await row("a")
@@ -145,7 +145,7 @@ class TestStoreIf:
         assert not await row.set(None, "a")
         assert await row.peek("a") is None
 
-    async def test_of_a_batch_some_items_are_stored(self, cache):
+    async def test_batch_loader_stores_only_items_that_store_if_accepts(self, cache):
         asked = []
         rows = {"a": 1, "b": 0}
 
@@ -163,7 +163,7 @@ class TestStoreIf:
         assert not await numbers.set({"a": 5, "b": 0}, ["a", "b"])
         assert list(await numbers.peek(["a", "b"])) == ["a"]
 
-    async def test_it_judges_the_value_in_a_fresh_and_not_what_is_not_modified(self, cache):
+    async def test_store_if_gets_the_value_of_fresh_and_is_not_asked_for_not_modified(self, cache):
         answers = [Fresh(0), Fresh(1), NOT_MODIFIED]
 
         @cache.cached("n", fresh_for=60, store_if=lambda value: value != 0)
@@ -172,7 +172,7 @@ class TestStoreIf:
 
         assert [await number(), await number(), await number.refresh(), await number()] == [0, 1, 1, 1]
 
-    async def test_one_that_raises_fails_the_load_and_what_is_stored_stays(self, cache, clock):
+    async def test_store_if_that_raises_fails_the_load_and_keeps_the_stored_value(self, cache, clock):
         table = Table(a="1")
         row = define(cache, table, store_if=lambda value: value[0])
         await row("a")
@@ -181,11 +181,11 @@ class TestStoreIf:
         outcome = await row.outcome("a")
         assert (outcome.value, type(outcome.error)) == ("1", TypeError)
 
-    async def test_one_that_would_have_to_be_awaited_is_refused(self, memory):
+    async def test_async_store_if_is_refused(self, memory):
         async def later(value: object) -> bool:
             return True
 
-        for store_if, reason in ((later, "is async"), (5, "is not a function")):
+        for store_if, reason in ((later, "is async"), (5, "=5: give a function")):
             with pytest.raises(ConfigurationError, match=reason):
                 memory.cached("row", fresh_for=1, store_if=store_if)
             with pytest.raises(ConfigurationError, match=reason):
@@ -195,7 +195,7 @@ class TestStoreIf:
             with pytest.raises(ConfigurationError, match="returned an awaitable"):
                 await row("a")
 
-    async def test_while_redis_is_unreachable_the_old_value_goes_here(self, clock):
+    async def test_rejected_value_removes_the_old_one_here_while_redis_is_unreachable(self, clock):
         async with fleet(2, clock) as (one, _):
             rows = ["1", None, "2"]
 
@@ -218,7 +218,7 @@ class TestStoreIf:
             none = loader_of(one, nothing, Policy(60), store_if=exists)
             assert await none() is None
 
-    async def test_if_messages_may_have_been_missed_meanwhile_the_old_value_goes_all_the_same(self, clock):
+    async def test_rejected_value_removes_the_old_one_everywhere_after_a_gap_during_the_load(self, clock):
         async with fleet(2, clock) as (one, other):
             table = Table(a="1")
 
@@ -242,7 +242,7 @@ class TestStoreIf:
             assert [await row.peek("a"), await elsewhere.peek("a")] == [None, None]
 
     @pytest.mark.parametrize("anyio_backend", ["asyncio"])
-    async def test_a_refresher_takes_it_for_loaded(self, any_server, clock):
+    async def test_refresher_treats_a_rejected_value_as_loaded(self, any_server, clock):
         any_server.command("FLUSHALL")
         async with Cache(any_server.url) as cache:
             table = Table(a=None)
@@ -282,7 +282,7 @@ class TestShared:
         opaque.loads = loads
         return opaque
 
-    async def test_any_object_is_held_and_loaded_once_in_each_process(self, cache, place_url):
+    async def test_each_process_loads_and_holds_any_object_once(self, cache, place_url):
         opaque = self.define(cache)
         assert await opaque("a") is await opaque("a")
         assert (await opaque.outcome("a")).state is State.FRESH
@@ -316,7 +316,7 @@ class TestShared:
                 while (await theirs.peek("a")).state is not State.STALE:
                     await anyio.sleep(0.005)
 
-    async def test_nothing_of_it_goes_to_redis(self, any_server):
+    async def test_values_are_never_written_to_redis(self, any_server):
         any_server.command("FLUSHALL")
         async with Cache(any_server.url) as cache:
             opaque = self.define(cache)
@@ -327,7 +327,7 @@ class TestShared:
             keys = any_server.command("KEYS", "*opaque:a*")
             assert keys == b"*0\r\n"
 
-    async def test_a_batch_loader_may_hold_any_object_too(self, cache):
+    async def test_batch_loader_may_hold_any_object(self, cache):
         asked = []
 
         @cache.cached_many("opaque:{item}", fresh_for=60, shared=False)
@@ -342,7 +342,7 @@ class TestShared:
         await many(["a", "b"])
         assert asked == [["a", "b"], ["a"]]
 
-    async def test_what_was_invalidated_while_it_was_loaded_is_loaded_again(self, any_server):
+    async def test_value_invalidated_during_its_load_is_loaded_again(self, any_server):
         any_server.command("FLUSHALL")
         async with Cache(any_server.url) as cache:
             runs = []
@@ -356,7 +356,7 @@ class TestShared:
 
             assert [await number(), await number()] == [2, 2]
 
-    async def test_while_redis_is_unreachable_it_goes_on_and_afterwards_it_is_loaded_again(self, clock):
+    async def test_value_is_served_while_redis_is_unreachable_and_loaded_again_afterwards(self, clock):
         async with fleet(1, clock) as (one,):
             runs = []
 
@@ -396,7 +396,7 @@ class TestShared:
                 key, backoffs = opaque.key(), one.engine.backoffs._backoffs
                 backoffs[key] = backoffs[key]._replace(until=0.0)
 
-    def test_a_refresher_cannot_keep_it_warm(self, memory):
+    def test_refresher_refuses_a_loader_with_shared_false(self, memory):
         with pytest.raises(ConfigurationError, match="has shared=False"):
             Refresher(self.define(memory), ["a"], every=60)
 
@@ -412,11 +412,11 @@ class TestShared:
         ("options", "reason"),
         [
             ({"local": False, "shared": False}, "stored nowhere"),
-            ({"local": 0}, "neither"),
-            ({"shared": None}, "neither"),
+            ({"local": 0}, "give True or False"),
+            ({"shared": None}, "give True or False"),
         ],
     )
-    def test_what_cannot_work_is_refused(self, memory, options, reason):
+    def test_invalid_local_and_shared_options_are_refused(self, memory, options, reason):
         with pytest.raises(ConfigurationError, match=reason):
             memory.cached("a", fresh_for=1, **options)
         with pytest.raises(ConfigurationError, match=reason):
@@ -426,7 +426,7 @@ class TestShared:
 class TestLocal:
     """`local=False`: Redis alone holds the values."""
 
-    async def test_each_read_asks_redis_and_none_is_held_here(self, any_server):
+    async def test_each_read_asks_redis_and_no_copy_is_held_locally(self, any_server):
         any_server.command("FLUSHALL")
         async with Cache(any_server.url) as one, Cache(any_server.url) as other:
             mine, theirs = (define(cache, Table(a="1"), local=False) for cache in (one, other))
@@ -439,7 +439,7 @@ class TestLocal:
             await mine.invalidate("a")
             assert await theirs.peek("a") is None
 
-    async def test_a_batch_loader_reads_all_from_redis(self, any_server):
+    async def test_batch_loader_reads_all_items_from_redis(self, any_server):
         any_server.command("FLUSHALL")
         async with Cache(any_server.url) as cache:
             asked = []
@@ -454,7 +454,7 @@ class TestLocal:
             assert asked == [["a", "b"]]
             assert not len(cache.local.slots)
 
-    async def test_while_redis_is_unreachable_each_call_loads(self, own_server):
+    async def test_each_call_loads_while_redis_is_unreachable(self, own_server):
         async with Cache(own_server.url) as cache:
             table = Table(a="1")
             row = define(cache, table, local=False)
@@ -464,7 +464,7 @@ class TestLocal:
             assert [await row("a"), await row("a")] == ["1", "1"]
             assert table.loads == 3
 
-    async def test_without_redis_it_has_no_effect(self, memory):
+    async def test_local_false_has_no_effect_without_redis(self, memory):
         async with memory:
             table = Table(a="1")
             row = define(memory, table, local=False)
@@ -472,7 +472,7 @@ class TestLocal:
 
 
 class TestDefaultPolicy:
-    async def test_what_names_no_times_goes_by_the_policy_of_the_cache(self, place_url, clock):
+    async def test_loaders_and_calls_without_times_follow_the_policy_of_the_cache(self, place_url, clock):
         async with Cache(place_url, clock=clock, policy=Policy(60, 600, keep_for=5)) as cache:
 
             @cache.cached("a:{n}")
@@ -499,7 +499,7 @@ class TestDefaultPolicy:
             assert (await cache.peek("k")).state is State.STALE
             assert (await cache.peek("s")).state is State.STALE
 
-    async def test_a_policy_configured_later_holds_for_what_is_decorated_already(self, clock):
+    async def test_policy_configured_later_applies_to_loaders_decorated_before(self, clock):
         cache = Cache(clock=clock, policy=Policy(60))
 
         @cache.cached("a")
@@ -518,7 +518,7 @@ class TestDefaultPolicy:
             clock.advance(1)
             assert await one.peek() is None
 
-    async def test_an_endpoint_without_times_goes_by_it_too(self, clock):
+    async def test_endpoint_without_times_follows_the_policy_of_the_cache(self, clock):
         cache = Cache(clock=clock, policy=Policy(60, 600, soft_timeout=5))
         app = FastAPI()
 
@@ -540,13 +540,13 @@ class TestDefaultPolicy:
     @pytest.mark.parametrize(
         ("policy", "reason"), [(60, "is not a Policy"), (Policy(60, tags=("a",)), "give them to loaders")]
     )
-    def test_a_policy_that_cannot_be_the_default_is_refused(self, policy, reason):
+    def test_invalid_default_policy_is_refused(self, policy, reason):
         with pytest.raises(ConfigurationError, match=reason):
             Cache(policy=policy)
         with pytest.raises(ConfigurationError, match=reason):
             Cache.from_env(policy=policy)
 
-    async def test_without_one_times_must_be_named(self, memory):
+    async def test_loader_or_call_without_times_is_refused_if_the_cache_has_no_policy(self, memory):
         for decorate in (lambda: memory.cached("a"), lambda: memory.cached_many("a:{item}", stale_for=5)):
             with pytest.raises(ConfigurationError, match="give it fresh_for=60, or a policy to the cache"):
                 decorate()
@@ -557,7 +557,7 @@ class TestDefaultPolicy:
         with pytest.raises(ConfigurationError, match="a call without a policy"):
             await memory.set("k", 1)
 
-    def test_it_cannot_be_taken_away_from_what_goes_by_it(self):
+    def test_default_policy_cannot_be_removed_once_a_loader_uses_it(self):
         cache = Cache(policy=Policy(60))
         cache.configure(policy=None)
         cache.configure(policy=Policy(60))
@@ -599,7 +599,7 @@ def limited(cache, guarded, most, **options):
 
 
 class TestMaxConcurrentLoads:
-    async def test_the_rest_wait_and_all_are_answered(self, cache):
+    async def test_loads_beyond_the_limit_wait_and_all_readers_are_answered(self, cache):
         guarded = Guarded()
         load = limited(cache, guarded, 2)
         answers = []
@@ -618,7 +618,7 @@ class TestMaxConcurrentLoads:
         assert sorted(answers) == list("abcde")
         assert guarded.most == 2
 
-    async def test_a_load_that_waits_ends_with_the_cache(self, place_url, clock):
+    async def test_closing_the_cache_fails_a_load_that_waits_for_a_slot(self, place_url, clock):
         guarded, failures = Guarded(), []
         cache = Cache(place_url, clock=clock, drain_for=0)
         load = limited(cache, guarded, 1)
@@ -637,8 +637,8 @@ class TestMaxConcurrentLoads:
         assert sorted(failures) == [f"the cache was closed while 'g:{name}' was loaded" for name in "ab"]
         assert guarded.begun == ["a"]
 
-    async def test_a_load_that_waits_holds_no_lease(self, any_server):
-        """Another process has a slot for it."""
+    async def test_load_that_waits_for_a_slot_holds_no_lease(self, any_server):
+        """Another process has a free slot, and can load the key meanwhile."""
         any_server.command("FLUSHALL")
         async with Cache(any_server.url) as one, Cache(any_server.url) as other:
             here, there = Guarded(), Guarded()
@@ -658,7 +658,7 @@ class TestMaxConcurrentLoads:
                 here.gate("a").set()
             assert (answers, here.begun) == (["a", "b"], ["a"])
 
-    async def test_while_redis_is_unreachable_no_more_run_at_once(self, own_server):
+    async def test_limit_holds_while_redis_is_unreachable(self, own_server):
         guarded = Guarded()
         async with Cache(own_server.url) as cache:
             load = limited(cache, guarded, 2)
@@ -673,7 +673,7 @@ class TestMaxConcurrentLoads:
                     guarded.gate(guarded.begun[number]).set()
         assert (sorted(guarded.begun), guarded.most) == (["a", "b", "c"], 2)
 
-    async def test_a_load_that_waits_for_another_process_has_no_slot(self, any_server):
+    async def test_load_that_waits_for_another_process_takes_no_slot(self, any_server):
         any_server.command("FLUSHALL")
         async with Cache(any_server.url) as one, Cache(any_server.url) as other:
             here, there = Guarded(), Guarded()
@@ -688,7 +688,7 @@ class TestMaxConcurrentLoads:
                     assert await mine("b") == "b"
                 there.gate("a").set()
 
-    async def test_what_is_stale_is_served_at_once_and_readers_who_wait_go_first(self, cache, clock):
+    async def test_stale_hits_do_not_wait_for_slots_and_waiting_readers_load_before_refreshes(self, cache, clock):
         guarded = Guarded()
         load = limited(cache, guarded, 1)
         for name in ("old", "older"):
@@ -713,7 +713,7 @@ class TestMaxConcurrentLoads:
         await until(lambda: len(guarded.begun) == 5)
         assert guarded.begun[:3] == ["a", "b", "c"]
 
-    async def test_loaders_that_ask_for_their_own_kind_do_not_wait_forever(self, cache):
+    async def test_loader_that_calls_itself_does_not_deadlock(self, cache):
         @cache.cached("tree:{depth}:{branch}", fresh_for=60, max_concurrent_loads=1)
         async def tree(depth: int, branch: int) -> int:
             if not depth:
@@ -731,7 +731,7 @@ class TestMaxConcurrentLoads:
         with anyio.fail_after(60):
             assert await tree(4, 0) == 16
 
-    async def test_two_loaders_that_need_each_other_s_slots_do_not_wait_forever(self, cache):
+    async def test_two_loaders_that_need_each_others_slots_do_not_deadlock(self, cache):
         """a1 waits for b1, which b2 keeps from its slot; b2 waits for a2, which a1 keeps from its own."""
         begun = {"a1": anyio.Event(), "b2": anyio.Event()}
 
@@ -757,7 +757,7 @@ class TestMaxConcurrentLoads:
                 group.start_soon(b, 2)
         assert [await a(1), await b(2)] == ["b", "a"]
 
-    async def test_a_plain_def_that_asks_for_its_own_kind_does_not_wait_forever(self, cache):
+    async def test_plain_def_loader_that_calls_itself_does_not_deadlock(self, cache):
         @cache.cached("s:{n}", fresh_for=60, max_concurrent_loads=1)
         def count(n: int) -> int:
             return 1 + count.sync(n - 1) if n else 0
@@ -765,7 +765,7 @@ class TestMaxConcurrentLoads:
         with anyio.fail_after(60):
             assert await count(3) == 3
 
-    async def test_calls_of_a_batch_loader_count_and_not_its_items(self, cache):
+    async def test_limit_counts_calls_of_a_batch_loader_and_not_its_items(self, cache):
         guarded = Guarded()
 
         @cache.cached_many("m:{item}", fresh_for=60, max_concurrent_loads=1)
@@ -785,7 +785,7 @@ class TestMaxConcurrentLoads:
         assert guarded.begun == [("a", "b"), ("c", "d")]
         assert guarded.most == 1
 
-    async def test_a_batch_loader_may_ask_for_its_own_kind(self, cache):
+    async def test_batch_loader_that_calls_itself_does_not_deadlock(self, cache):
         @cache.cached_many("m:{item}", fresh_for=60, max_concurrent_loads=1)
         async def many(items: list[int]) -> dict[int, int]:
             smaller = [item - 1 for item in items if item]
@@ -795,7 +795,7 @@ class TestMaxConcurrentLoads:
         with anyio.fail_after(60):
             assert await many([7]) == {7: 8}
 
-    async def test_a_second_call_of_one_batch_needs_a_slot_of_its_own(self, clock):
+    async def test_second_call_for_one_batch_waits_for_a_slot_of_its_own(self, clock):
         """The lease of one item comes late, because another process had it and failed."""
         async with fleet(2, clock) as (one, other):
             guarded = Guarded()
@@ -828,7 +828,7 @@ class TestMaxConcurrentLoads:
                 guarded.gate(("b",)).set()
             assert (answers, guarded.most) == ([{"a": "a", "b": "b"}], 1)
 
-    async def test_a_failure_or_a_time_out_gives_the_slot_back(self, cache):
+    async def test_failed_or_timed_out_load_gives_its_slot_back(self, cache):
         calls = []
 
         @cache.cached("f:{n}", fresh_for=60, max_concurrent_loads=1, hard_timeout=0.2)
@@ -847,7 +847,7 @@ class TestMaxConcurrentLoads:
         with anyio.fail_after(30):
             assert await in_time(lambda: fails(3)) == 3
 
-    async def test_a_load_whose_own_time_out_ends_a_wait_goes_on_with_a_slot_alone(self, cache):
+    async def test_load_that_cancels_its_wait_for_another_load_resumes_only_with_a_slot(self, cache):
         guarded, scopes = Guarded(), []
 
         @cache.cached("inner", fresh_for=60)
@@ -874,7 +874,7 @@ class TestMaxConcurrentLoads:
                 guarded.gate(name).set()
         assert guarded.begun == ["inner", "b", "a"]
 
-    async def test_a_load_that_asyncio_cancels_while_it_waits_for_its_slot_goes_on_with_one_alone(self):
+    async def test_load_that_asyncio_times_out_while_regaining_its_slot_resumes_only_with_a_slot(self):
         guarded, timeouts = Guarded(), []
         async with Cache() as cache:
 
@@ -906,7 +906,7 @@ class TestMaxConcurrentLoads:
                 guarded.gate("b").set()
             assert timeouts[0].expired()
 
-    async def test_a_load_that_times_out_while_it_waits_for_its_slot_ends_without_one(self, cache):
+    async def test_load_that_hits_hard_timeout_while_regaining_its_slot_ends_without_one(self, cache):
         guarded, ended = Guarded(), anyio.Event()
 
         @cache.cached("inner", fresh_for=60)
@@ -938,7 +938,7 @@ class TestMaxConcurrentLoads:
             assert "b" in guarded.running
             guarded.gate("b").set()
 
-    async def test_closing_ends_those_who_wait(self, place_url):
+    async def test_reopened_cache_has_free_slots_after_closing_with_waiting_loads(self, place_url):
         guarded = Guarded()
         cache = Cache(place_url, drain_for=0)
         load = limited(cache, guarded, 1)
@@ -960,7 +960,7 @@ class TestMaxConcurrentLoads:
             guarded.gate("c").set()
             assert await load("c") == "c"
 
-    def test_each_event_loop_has_all_slots(self):
+    def test_new_event_loop_starts_with_all_slots_free(self):
         cache = Cache()
         guarded = Guarded()
         load = limited(cache, guarded, 1)
@@ -976,8 +976,8 @@ class TestMaxConcurrentLoads:
         assert asyncio.run(load("b")) == "b"
 
     @pytest.mark.parametrize("number", [0, -1, True, 1.5, "2"])
-    def test_what_is_no_number_of_loads_is_refused(self, memory, number):
-        with pytest.raises(ConfigurationError, match="is not a whole number"):
+    def test_invalid_max_concurrent_loads_is_refused(self, memory, number):
+        with pytest.raises(ConfigurationError, match="give a whole number"):
             memory.cached("a", fresh_for=1, max_concurrent_loads=number)
-        with pytest.raises(ConfigurationError, match="is not a whole number"):
+        with pytest.raises(ConfigurationError, match="give a whole number"):
             memory.cached_many("a:{item}", fresh_for=1, max_concurrent_loads=number)

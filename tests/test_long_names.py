@@ -93,7 +93,7 @@ async def test_long_urls_that_differ_at_the_end_have_their_own_responses():
 
 @pytest.mark.uncounted
 @pytest.mark.parametrize("how", ["invalidate_url", "POST"])
-async def test_a_long_url_is_invalidated_and_no_other(how):
+async def test_invalidating_a_long_url_keeps_another_that_differs_at_the_end(how):
     app = App(FRESH)
     url, other = (f"/x?{'q' * LONG}{end}" for end in "ab")
     async with Cache() as cache, client(SWRMiddleware(app, cache)) as http:
@@ -106,14 +106,14 @@ async def test_a_long_url_is_invalidated_and_no_other(how):
         assert (await http.get(other)).text == kept
 
 
-async def test_ranges_of_many_kilobytes_are_answered():
+async def test_range_field_of_many_kilobytes_gets_a_200():
     app = App(FRESH)
     async with Cache() as cache, client(SWRMiddleware(app, cache)) as http:
         answer = await http.get("/x", headers={"Range": "bytes=0-1," + "2-3," * 5000 + "4-5"})
         assert answer.status_code == 200
 
 
-async def test_an_answer_that_refers_to_thousands_of_urls_invalidates_the_first_ones():
+async def test_response_with_thousands_of_locations_invalidates_only_the_first_ones():
     async def app(scope, receive, send):
         fields = [(b"location", b"/y%d" % number) for number in range(5000)] if scope["method"] == "POST" else FRESH
         await send({"type": "http.response.start", "status": 201, "headers": fields})
@@ -127,7 +127,7 @@ async def test_an_answer_that_refers_to_thousands_of_urls_invalidates_the_first_
 
 
 @pytest.mark.parametrize("piece", ["&", "utm_a=&", "a&"])
-async def test_a_long_query_of_an_unsafe_request_is_not_read_and_its_path_invalidated(piece, monkeypatch):
+async def test_long_query_of_an_unsafe_request_is_not_parsed_and_invalidates_its_path(piece, monkeypatch):
     app = App(FRESH)
     rule = Rule("/x", drop_params=("utm_*",))
     read = []
@@ -148,7 +148,7 @@ async def test_a_long_query_of_an_unsafe_request_is_not_read_and_its_path_invali
     assert max(read) < 2**18
 
 
-async def test_an_unsafe_request_with_many_fields_invalidates_what_its_short_query_selects():
+async def test_unsafe_request_with_many_fields_invalidates_only_the_url_of_its_query():
     app = App(FRESH)
     rule = Rule("/x", drop_params=("utm_*",))
     async with Cache() as cache, client(SWRMiddleware(app, cache, [rule])) as http:

@@ -102,7 +102,7 @@ def app(url: str | None) -> App:
     return App(url)
 
 
-def test_requests_in_a_second_loop_go_past_the_cache_and_the_log_says_why_once(app: App, caplog):
+def test_requests_in_a_second_loop_bypass_the_cache_and_are_logged_once(app: App, caplog):
     async def second() -> None:
         # What the first loop has made fresh here is answered anyway.
         assert (await app.get("/pages/fresh")).json() == 1
@@ -135,7 +135,7 @@ def test_requests_in_a_second_loop_go_past_the_cache_and_the_log_says_why_once(a
     ]
 
 
-def test_what_a_second_loop_changes_is_invalidated_for_both(app: App):
+def test_invalidations_from_a_second_loop_hold_in_both_loops(app: App):
     async def second() -> None:
         assert await app.price("a") == 1
         assert (await app.get("/pages/a", "POST")).status_code == 200
@@ -161,7 +161,7 @@ def test_what_a_second_loop_changes_is_invalidated_for_both(app: App):
     asyncio.run(first())
 
 
-def test_an_app_starts_in_a_second_loop_and_leaves_the_cache_open_in_the_first(app: App):
+def test_app_started_in_a_second_loop_leaves_the_cache_open_in_the_first(app: App):
     def second() -> None:
         with TestClient(app.app) as client:
             assert client.get("/pages/a").headers["cache-status"].endswith('detail="off"')
@@ -175,7 +175,7 @@ def test_an_app_starts_in_a_second_loop_and_leaves_the_cache_open_in_the_first(a
     asyncio.run(first())
 
 
-def test_test_clients_in_several_threads_at_once_get_answers_and_no_errors(app: App):
+def test_test_clients_in_several_threads_get_answers_without_errors(app: App):
     starts = threading.Barrier(3)
 
     def use() -> None:
@@ -212,8 +212,8 @@ async def _get_or_load(app: App) -> int:
         (_get_or_load, 1),
     ],
 )
-def test_a_call_goes_past_a_cache_that_another_loop_takes_at_the_same_moment(app: App, use, answer, monkeypatch):
-    """Two servers in threads, or two tests, begin together. Each has seen that no loop has the cache."""
+def test_call_bypasses_a_cache_that_another_loop_opens_at_the_same_moment(app: App, use, answer, monkeypatch):
+    """Two servers in threads, or two tests, start together, and each sees a closed cache."""
 
     async def main() -> None:
         async with taken_meanwhile(app, monkeypatch):
@@ -226,7 +226,7 @@ def test_a_call_goes_past_a_cache_that_another_loop_takes_at_the_same_moment(app
     asyncio.run(main())
 
 
-def test_a_fresh_hit_is_answered_although_another_loop_takes_the_cache_before_its_early_refresh(monkeypatch):
+def test_fresh_hit_returns_although_another_loop_opens_the_cache_meanwhile(monkeypatch):
     app = App(None)
 
     async def main() -> None:
@@ -242,7 +242,7 @@ def test_a_fresh_hit_is_answered_although_another_loop_takes_the_cache_before_it
 
 
 @pytest.mark.parametrize(("path", "fields"), [("/pages/a", {}), ("/offers/a", {"authorization": "a"})])
-def test_a_request_goes_past_a_cache_that_another_loop_takes_at_the_same_moment(app: App, path, fields, monkeypatch):
+def test_request_bypasses_a_cache_that_another_loop_opens_at_the_same_moment(app: App, path, fields, monkeypatch):
     async def main() -> None:
         async with taken_meanwhile(app, monkeypatch):
             answer = await app.get(path, **fields)
@@ -257,7 +257,7 @@ def test_a_request_goes_past_a_cache_that_another_loop_takes_at_the_same_moment(
     asyncio.run(main())
 
 
-def test_a_request_goes_past_a_cache_that_another_loop_takes_during_its_login(app: App, monkeypatch):
+def test_request_bypasses_a_cache_that_another_loop_opens_during_its_login(app: App, monkeypatch):
     """The first server stops, and closes the cache, while its last requests run; a second one begins."""
 
     async def close() -> None:
@@ -302,8 +302,8 @@ async def taken_meanwhile(app: App, monkeypatch) -> AsyncIterator[None]:
             done.set()
 
 
-def test_an_opening_under_way_is_waited_for_although_another_loop_wants_the_cache(own_server: Server, monkeypatch):
-    """That loop's reader goes past the cache at once, and those of the first loop do not open it again."""
+def test_cache_opens_once_although_another_loop_reads_during_its_opening(own_server: Server, monkeypatch):
+    """The reader in the second loop bypasses the cache, and readers in the first loop wait for the opening."""
     app = App(own_server.url)
     engine, openings, begun = app.cache.engine, [], threading.Event()
     engine.on_opened.append(lambda: openings.append(None))
@@ -338,8 +338,8 @@ def test_an_opening_under_way_is_waited_for_although_another_loop_wants_the_cach
     assert openings == [None]
 
 
-def test_an_invalidation_is_made_although_another_loop_takes_the_cache_meanwhile(app: App):
-    """It has seen that nobody has the cache, and then somebody has."""
+def test_invalidation_moves_to_the_loop_that_opens_the_cache_meanwhile(app: App):
+    """The cache was closed when the invalidation began, and another loop opens it then."""
     tries = []
 
     async def third(taken: asyncio.Event, done: threading.Event) -> None:
@@ -369,9 +369,7 @@ def test_an_invalidation_is_made_although_another_loop_takes_the_cache_meanwhile
     assert tries[1] is not second
 
 
-def test_a_test_client_in_an_async_test_gets_answers_and_an_unsafe_request_an_error_that_says_what_to_do(
-    app: App, monkeypatch
-):
+def test_post_from_a_test_client_that_blocks_the_caches_loop_raises_an_error(app: App, monkeypatch):
     monkeypatch.setattr("swr.engine.crossing._LOOKED_AFTER", 0.01)
 
     async def test() -> None:

@@ -12,6 +12,7 @@ from redis.asyncio import Redis
 
 from swr import Cache, Policy, State
 from swr.engine.load import Load
+from swr.events import StoreReachable
 from swr.loaders.annotations import codec_for
 from swr.stores.local import LocalCache
 from swr.stores.served import Served
@@ -52,7 +53,7 @@ class TestEvictedKeys:
     @named
     @invalidated
     @pytest.mark.parametrize("remains", [True, False])
-    async def test_a_new_process_gets_nothing_that_was_invalidated_before(self, server: Server, how, lost, remains):
+    async def test_new_process_gets_no_invalidated_entry_after_keys_are_lost(self, server: Server, how, lost, remains):
         """Whether or not a process remains that remembers."""
         load, policy = Counter(), policy_for(how)
         async with Cache(server.url, timeout=2) as one:
@@ -66,7 +67,7 @@ class TestEvictedKeys:
 
     @pytest.mark.uncounted
     @named
-    async def test_nor_if_another_tag_was_invalidated_since(self, server: Server, lost):
+    async def test_invalidating_another_tag_does_not_hide_that_keys_are_lost(self, server: Server, lost):
         """The set is there again, and holds the other tag alone."""
         load = Counter()
         async with Cache(server.url, timeout=2) as one:
@@ -80,7 +81,7 @@ class TestEvictedKeys:
     @pytest.mark.uncounted
     @named
     @pytest.mark.parametrize("how", ["tag", "clear", "url"])
-    async def test_nor_does_a_process_that_missed_the_message(self, server: Server, how, lost):
+    async def test_process_that_missed_the_notification_gets_no_invalidated_entry(self, server: Server, how, lost):
         load, policy = Counter(), policy_for(how)
         async with Cache(server.url, timeout=2) as one, Cache(server.url, l1_max_bytes=0, timeout=2) as deaf:
             await deaf.get_or_load("k", load, policy)
@@ -91,7 +92,7 @@ class TestEvictedKeys:
 
     @pytest.mark.uncounted
     @named
-    async def test_what_was_loaded_before_the_first_tag_was_invalidated_is_outdated_too(self, server: Server, lost):
+    async def test_entry_loaded_before_first_invalidation_is_outdated_after_keys_are_lost(self, server: Server, lost):
         load = Counter()
         async with Cache(server.url, timeout=2) as one:
             await one.get_or_load("k", load, Policy(600, tags=("t",)))
@@ -105,9 +106,7 @@ class TestEvictedKeys:
             assert (await last.get_or_load("k", load, TAGGED)).value == 3
 
     @pytest.mark.parametrize("lost", KEYS[2:])
-    async def test_a_process_that_only_keeps_its_link_finds_the_loss_and_tells_the_others(
-        self, server: Server, lost, caplog
-    ):
+    async def test_idle_process_finds_lost_key_and_all_processes_reload(self, server: Server, lost, caplog):
         load = Counter()
         async with Cache(server.url, timeout=2) as one, Cache(server.url, timeout=2) as other:
             for cache in (one, other):
@@ -127,7 +126,9 @@ class TestEvictedKeys:
 
 @pytest.mark.parametrize("command", ["FLUSHALL", "DEL"])
 @pytest.mark.parametrize("finder", ["invalidation", "announcement"])
-async def test_whatever_finds_a_loss_first_logs_it(server: Server, no_heartbeats, caplog, finder: str, command: str):
+async def test_invalidation_or_announcement_that_finds_a_loss_logs_it_once(
+    server: Server, no_heartbeats, caplog, finder: str, command: str
+):
     """In a busy fleet that is seldom a heartbeat. What the finder repairs no other process finds."""
     load = Counter()
     async with Cache(server.url, timeout=2) as cache:
@@ -142,7 +143,7 @@ async def test_whatever_finds_a_loss_first_logs_it(server: Server, no_heartbeats
 
 
 @pytest.mark.parametrize("key", KEYS[2:])
-async def test_an_older_copy_of_one_key_outdates_everything(server: Server, key: str):
+async def test_older_copy_of_one_key_outdates_everything(server: Server, key: str):
     """As somebody leaves behind who copies or restores keys one by one."""
     load = Counter()
     async with Cache(server.url, timeout=2) as one:
@@ -161,7 +162,7 @@ AHEAD = (7200, 2 * 86_400, 300 * 86_400)
 
 @pytest.mark.parametrize("seconds", AHEAD)
 @pytest.mark.parametrize("how", ["key", "mark"])
-async def test_copies_of_before_the_servers_clock_was_put_back_are_outdated_all_the_same(server: Server, how, seconds):
+async def test_local_copies_are_invalidated_although_server_clock_was_put_back(server: Server, how, seconds):
     """Redis has lost what it stored then, so what it does now gets lower versions."""
     load, ahead = Counter(), f"{(time.time() + seconds) * 1e6:.0f}"
     async with Cache(server.url, timeout=2) as one, Cache(server.url, timeout=2) as other:
@@ -177,7 +178,7 @@ async def test_copies_of_before_the_servers_clock_was_put_back_are_outdated_all_
 
 
 @pytest.mark.parametrize("seconds", AHEAD)
-async def test_entries_of_before_the_servers_clock_was_put_back_are_lost_with_the_tag_versions(server: Server, seconds):
+async def test_entry_is_outdated_when_tag_versions_are_lost_after_clock_was_put_back(server: Server, seconds):
     load = Counter()
     async with Cache(server.url, timeout=2) as one:
         # What a process knows, its server has to know.
@@ -194,7 +195,7 @@ async def test_entries_of_before_the_servers_clock_was_put_back_are_lost_with_th
 
 
 @pytest.mark.parametrize("lost", [KEYS[2:3], KEYS[3:], KEYS[2:]])
-async def test_a_server_without_memory_can_still_outdate_everything(own_server: Server, lost):
+async def test_server_out_of_memory_can_still_outdate_everything(own_server: Server, lost):
     load = Counter()
     async with Cache(own_server.url, timeout=5) as one:
         await one.get_or_load("k", load, TAGGED)
@@ -345,8 +346,7 @@ class OlderTrial(Trial):
         for key, version in self.versions.items():
             await until(lambda key=key, version=version: known._invalidations.version(key) >= version)
         await until(lambda: known.tag_versions.newest >= self.newest)
-        await asyncio.to_thread(restart, self.server)
-        await until(lambda: all(cache.engine.store.is_reachable for cache in (self.witness, *self.caches)))
+        await restart_before(self.server, self.witness, *self.caches)
 
     async def invalidate(self) -> None:
         await super().invalidate()
@@ -358,13 +358,13 @@ class OlderTrial(Trial):
 
 
 @pytest.mark.uncounted
-async def test_no_trial_goes_back_when_redis_restarts_with_older_data(own_server: Server):
+async def test_random_trials_serve_no_older_value_after_redis_restarts_with_older_data(own_server: Server):
     for seed in range(12 if os.environ.get("SWR_FULL") == "1" else 4):
         await OlderTrial(own_server, seed).run(60)
 
 
 @pytest.mark.uncounted
-async def test_no_trial_answers_what_was_invalidated(server: Server):
+async def test_random_trials_with_lost_keys_serve_no_invalidated_value(server: Server):
     for seed in range(40):
         await Trial(server.url, seed).run(60)
 
@@ -374,7 +374,7 @@ class TestEviction:
     """The server itself evicts, under ordinary writes."""
 
     @pytest.mark.parametrize("policy", ["allkeys-lru", "allkeys-random", "allkeys-lfu"])
-    async def test_a_new_process_gets_nothing_that_was_invalidated_before(self, own_server: Server, policy):
+    async def test_new_process_gets_no_invalidated_entry_while_redis_evicts_keys(self, own_server: Server, policy):
         client = Redis.from_url(own_server.url)
         rows = dict.fromkeys(range(40), 0)
 
@@ -412,6 +412,23 @@ def restart(server: Server) -> None:
     server.start()
 
 
+async def restart_before(server: Server, *caches: Cache) -> None:
+    """Restart a server, and wait until each cache has noticed that it went and that it is there again."""
+    returns = [0] * len(caches)
+
+    def note(number: int) -> Callable[[object], None]:
+        def add(event: object) -> None:
+            returns[number] += 1
+
+        return add
+
+    ends = [cache.subscribe(note(number), StoreReachable) for number, cache in enumerate(caches)]
+    await asyncio.to_thread(restart, server)
+    await until(lambda: all(returns) and all(cache.engine.store.is_reachable for cache in caches))
+    for end in ends:
+        end()
+
+
 def stamp_of(cache: Cache) -> str:
     """Return the name of the stamp of the run of the server that a cache has learned from."""
     return cache.engine.store.store._shared.stamp.decode()
@@ -423,9 +440,7 @@ class TestOlderData:
     @pytest.mark.uncounted
     @pytest.mark.parametrize("how", HOW)
     @pytest.mark.parametrize("alive", ["the one that invalidated", "one that heard of it"])
-    async def test_what_was_invalidated_since_stays_so_while_a_process_lives_that_knows(
-        self, own_server: Server, how, alive
-    ):
+    async def test_later_invalidation_still_applies_while_a_process_remembers_it(self, own_server: Server, how, alive):
         load, policy = Counter(), policy_for(how)
         async with Cache(own_server.url, l1_max_bytes=0) as one, Cache(own_server.url, l1_max_bytes=0) as other:
             await one.get_or_load("k", load, policy)
@@ -438,13 +453,14 @@ class TestOlderData:
             await until(lambda: known.tag_versions.newest == one.engine.store.tag_versions.newest)
             living = one if alive == "the one that invalidated" else other
             await (other if living is one else one).aclose()
-            await asyncio.to_thread(restart, own_server)
-            await until(lambda: living.engine.store.is_reachable)
+            await restart_before(own_server, living)
             assert (await living.get_or_load("k", load, policy)).value == 2
         async with Cache(own_server.url) as late:
             assert (await late.get_or_load("k", load, policy)).value == 2
 
-    async def test_more_than_a_process_remembers_outdate_everything(self, own_server: Server, monkeypatch):
+    async def test_more_invalidated_keys_than_a_process_remembers_outdate_everything(
+        self, own_server: Server, monkeypatch
+    ):
         monkeypatch.setattr("swr.stores.redis.invalidations._MOST", 3)
         load = Counter()
         async with Cache(own_server.url) as cache:
@@ -453,12 +469,13 @@ class TestOlderData:
             await cache.invalidate("k")
             for number in range(3):
                 await cache.invalidate(f"other{number}")
-            await asyncio.to_thread(restart, own_server)
-            await until(lambda: cache.engine.store.is_reachable)
+            await restart_before(own_server, cache)
             async with Cache(own_server.url) as late:
                 assert (await late.get_or_load("k", load, LONG)).value == 2
 
-    async def test_more_tags_than_a_process_remembers_outdate_everything(self, own_server: Server, monkeypatch):
+    async def test_more_invalidated_tags_than_a_process_remembers_outdate_everything(
+        self, own_server: Server, monkeypatch
+    ):
         """The server has room for all that the process still remembers, so it forgets none of it."""
         monkeypatch.setattr("swr.stores.redis.shared_tag_versions._MOST_TAGS", 40)
         load = Counter()
@@ -466,12 +483,11 @@ class TestOlderData:
             await cache.get_or_load("k", load, TAGGED)
             own_server.command("SAVE")
             await cache.invalidate_tags("t", *map(str, range(40)))
-            await asyncio.to_thread(restart, own_server)
-            await until(lambda: cache.engine.store.is_reachable)
+            await restart_before(own_server, cache)
             async with Cache(own_server.url) as late:
                 assert (await late.get_or_load("k", load, TAGGED)).value == 2
 
-    async def test_what_was_stamped_later_tells_that_nothing_is_lost(self, own_server: Server, monkeypatch):
+    async def test_stamp_newer_than_all_invalidations_outdates_nothing(self, own_server: Server, monkeypatch):
         """A server that has lost nothing is told nothing, however many invalidations are known or forgotten."""
         monkeypatch.setattr("swr.stores.redis.invalidations._MOST", 3)
         monkeypatch.setattr("swr.stores.redis.failover._MARGIN", 0)
@@ -484,13 +500,12 @@ class TestOlderData:
             own_server.command("ZADD", "swr:{!}b", f"-{newest + 1}", stamp_of(cache))
             await cache.get_or_load("k", load, TAGGED)
             own_server.command("SAVE")
-            await asyncio.to_thread(restart, own_server)
-            await until(lambda: cache.engine.store.is_reachable)
+            await restart_before(own_server, cache)
             assert cache.engine.store.tag_versions.newest == newest
             assert (await cache.get_or_load("k", load, TAGGED)).value == 1
 
     @pytest.mark.parametrize("stamp", ["-9999999999999999", "-inf", "5", None])
-    async def test_a_foreign_stamp_has_too_much_told_and_not_too_little(self, own_server: Server, stamp):
+    async def test_foreign_or_missing_stamp_makes_process_repeat_its_invalidations(self, own_server: Server, stamp):
         load = Counter()
         async with Cache(own_server.url, l1_max_bytes=0) as cache:
             await cache.get_or_load("k", load, LONG)
@@ -498,8 +513,7 @@ class TestOlderData:
             own_server.command(*(("ZADD", "swr:{!}b", stamp, name) if stamp else ("ZREM", "swr:{!}b", name)))
             own_server.command("SAVE")
             await cache.invalidate("k")
-            await asyncio.to_thread(restart, own_server)
-            await until(lambda: cache.engine.store.is_reachable)
+            await restart_before(own_server, cache)
             assert (await cache.get_or_load("k", load, LONG)).value == 2
             await until(lambda: stamp_of(cache) != name)
             await until(
@@ -508,7 +522,7 @@ class TestOlderData:
 
     @pytest.mark.uncounted
     @pytest.mark.parametrize("starts", [1, 3])
-    async def test_how_old_the_data_are_is_not_hidden_by_a_process_that_connects_first(
+    async def test_process_that_connects_first_does_not_hide_that_data_is_older(
         self, own_server: Server, monkeypatch, starts
     ):
         monkeypatch.setattr("swr.stores.redis.failover._MARGIN", 0)
@@ -535,7 +549,7 @@ class TestOlderData:
             assert (await late.get_or_load("k", load, LONG)).value == loads + 1
 
     @pytest.mark.parametrize("how", ["another database is swapped in", "a backup is restored key by key"])
-    async def test_older_data_in_a_server_that_runs_on_outdate_everything(self, own_server: Server, how):
+    async def test_older_data_in_a_running_server_outdates_everything_once(self, own_server: Server, how):
         """No connection breaks, and nothing but the stamp says that the data are older: a key has no tag version."""
         load = Counter()
         redis, aside = Redis(port=own_server.port), Redis(port=own_server.port, db=1)
@@ -566,7 +580,7 @@ class TestOlderData:
             await until(lambda: shared._succeeded > lessons + 1)
             assert one.engine.store.tag_versions.cleared == cleared
 
-    async def test_of_many_runs_the_last_are_stamped(self, own_server: Server):
+    async def test_stamps_of_only_the_last_eight_server_runs_are_kept(self, own_server: Server):
         for number in range(12):
             own_server.command("ZADD", "swr:{!}b", f"-{number + 1}", f"@run{number}")
         async with Cache(own_server.url) as cache:
@@ -579,7 +593,9 @@ class TestOlderData:
             assert own_server.command("ZCOUNT", "swr:{!}b", "1", "+inf") == b":2\r\n"
 
     @pytest.mark.parametrize("l1_max_bytes", [0, 2**20])
-    async def test_a_process_that_has_served_a_newer_value_does_not_go_back(self, own_server: Server, l1_max_bytes):
+    async def test_process_that_served_a_newer_value_does_not_serve_the_older_one(
+        self, own_server: Server, l1_max_bytes
+    ):
         load, options = Counter(), {"l1_max_bytes": l1_max_bytes}
         async with Cache(own_server.url, **options) as one, Cache(own_server.url, **options) as other:
             for cache in (one, other):
@@ -589,9 +605,7 @@ class TestOlderData:
             assert load.runs == 2
             await until(lambda: l1_max_bytes == 0 or other.engine.store.peek("k") is None)
             assert (await other.get_or_load("k", load, LONG)).value == 2
-            await asyncio.to_thread(restart, own_server)
-            for cache in (one, other):
-                await until(lambda cache=cache: cache.engine.store.is_reachable)
+            await restart_before(own_server, one, other)
             for cache in (one, other, one, other):
                 assert (await cache.get_or_load("k", load, LONG)).value == 3
         async with Cache(own_server.url) as late:
@@ -599,20 +613,21 @@ class TestOlderData:
         assert load.runs == 3
 
     @pytest.mark.parametrize("l1_max_bytes", [0, 2**20])
-    async def test_nor_does_one_whose_copy_was_evicted(self, own_server: Server, l1_max_bytes):
+    async def test_process_whose_newer_copy_was_evicted_does_not_serve_the_older_one(
+        self, own_server: Server, l1_max_bytes
+    ):
         load = Counter()
         async with Cache(own_server.url, l1_max_bytes=l1_max_bytes) as cache:
             await cache.get_or_load("k", load, LONG)
             own_server.command("SAVE")
             await refresh(cache, "k", load)
             cache.local.drop("k")
-            await asyncio.to_thread(restart, own_server)
-            await until(lambda: cache.engine.store.is_reachable)
+            await restart_before(own_server, cache)
             # Asked for twice at once, one of them finds what the other has loaded.
             found = await asyncio.gather(*(cache.get_or_load("k", load, LONG) for _ in range(2)))
             assert [outcome.value for outcome in found] == [3, 3]
 
-    async def test_of_many_keys_the_last_are_known(self, monkeypatch):
+    async def test_served_versions_of_only_the_last_keys_are_remembered(self, monkeypatch):
         monkeypatch.setattr("swr.stores.served._MOST", 2)
         served = Served(LocalCache(0, 0), lambda entry: True)
         for key in ("a", "b", "a", "c"):
@@ -620,7 +635,9 @@ class TestOlderData:
         assert [served.version(key, "type") for key in "abc"] == [1, None, 1]
 
     @pytest.mark.parametrize("l1_max_bytes", [0, 2**20])
-    async def test_nor_after_a_commit_whose_fate_is_unknown(self, own_server: Server, l1_max_bytes):
+    async def test_key_loaded_without_redis_is_reloaded_when_another_process_stored_it_too(
+        self, own_server: Server, l1_max_bytes
+    ):
         """The server did not get it, and another process has stored something meanwhile: nobody knows which is newer."""
         load = Counter()
         async with (
@@ -645,7 +662,9 @@ class TestOlderData:
             assert load.runs == 4
 
     @pytest.mark.parametrize("l1_max_bytes", [0, 2**20])
-    async def test_nor_to_what_another_process_has_read_before_it(self, own_server: Server, l1_max_bytes):
+    async def test_load_whose_lease_was_taken_during_outage_is_reloaded_afterwards(
+        self, own_server: Server, l1_max_bytes
+    ):
         """Its load had a lease, which another process took away during the outage: versions are those of leases."""
         load, gate = Counter(), asyncio.Event()
 
@@ -670,7 +689,7 @@ class TestOlderData:
             await until(lambda: one.engine.store.is_reachable)
             assert (await one.get_or_load("k", load, LONG)).value == 3
 
-    async def test_nor_to_what_it_has_read_itself_before_an_outage(self, own_server: Server):
+    async def test_load_begun_before_outage_does_not_replace_a_value_loaded_during_it(self, own_server: Server):
         """The load began before, ends afterwards, and still has its lease."""
         load, gate = Counter(), asyncio.Event()
 
@@ -693,7 +712,7 @@ class TestOlderData:
             assert (await reader).value == 1
             assert (await one.get_or_load("k", load, LONG)).value == 3
 
-    async def test_what_was_loaded_during_an_outage_counts_if_nothing_has_changed_in_redis(self, own_server: Server):
+    async def test_value_loaded_during_outage_is_kept_if_redis_has_not_changed(self, own_server: Server):
         load = Counter()
         async with Proxy(own_server.port) as proxy, Cache(proxy.url) as one, Cache(own_server.url) as other:
             for cache in (one, other):
@@ -714,7 +733,7 @@ class TestOlderData:
             await until(lambda: one.engine.store.peek("k") is None)
             assert (await one.get_or_load("k", load, LONG)).value == load.runs == 6
 
-    async def test_what_another_process_stored_after_an_outage_is_newer(self, own_server: Server):
+    async def test_value_another_process_stores_after_outage_replaces_one_loaded_during_it(self, own_server: Server):
         load = Counter()
         async with Proxy(own_server.port) as proxy, Cache(proxy.url) as one, Cache(own_server.url) as other:
             for cache in (one, other):

@@ -79,8 +79,8 @@ async def loaded(engine):
         await anyio.sleep(0.001)
 
 
-def test_what_cannot_be_invalidated_is_one_error(monkeypatch):
-    """As with a loader of one."""
+def test_invalidation_through_a_blocked_event_loop_raises_one_error(monkeypatch):
+    """A single loader raises the same error."""
     monkeypatch.setattr("swr.engine.crossing._LOOKED_AFTER", 0.001)
     cache = Cache()
     top = define(cache, Table())
@@ -102,7 +102,7 @@ def test_what_cannot_be_invalidated_is_one_error(monkeypatch):
 
 
 class TestCalls:
-    async def test_what_is_missing_is_one_call_and_what_is_there_is_none(self, cache, table):
+    async def test_missing_items_are_loaded_in_one_call_and_fresh_items_in_none(self, cache, table):
         top = define(cache, table)
         assert await top(["a", "b"]) == {"a": "a1", "b": "b1"}
         assert list((await top(["c", "b", "d", "a"])).items()) == [("c", "c2"), ("b", "b1"), ("d", "d2"), ("a", "a1")]
@@ -112,8 +112,8 @@ class TestCalls:
         assert table.asked == [["a", "b"], ["c", "d"]]
         assert top.__name__ == "top"
 
-    async def test_what_is_invalidated_while_the_others_are_loaded_is_not_answered(self, cache, table):
-        """Promise 4: whoever is answered after an invalidation has returned is answered with nothing older."""
+    async def test_hit_invalidated_while_other_items_load_is_loaded_again(self, cache, table):
+        """Promise 4: no answer after an invalidation has returned is older than the invalidation."""
         top = define(cache, table)
         await top(["a"])
         table.gate, table.begun = anyio.Event(), anyio.Event()
@@ -133,7 +133,7 @@ class TestCalls:
         assert found == {"a": table.answer("a"), "b": "b2"}
         assert table.asked == [["a"], ["b"], ["a"]]
 
-    async def test_a_batch_that_is_outdated_again_and_again_is_answered_in_the_end(self, cache, table):
+    async def test_batch_whose_items_are_invalidated_repeatedly_is_answered_in_the_end(self, cache, table):
         top = define(cache, table)
         await top(["a", "c", "d"])
 
@@ -147,7 +147,7 @@ class TestCalls:
         with anyio.fail_after(60):
             assert await again(["a", "b", "c", "d"]) == {"a": "a", "b": "b", "c": "c", "d": "d1"}
 
-    async def test_a_loader_may_do_with_its_list_as_it_likes(self, cache):
+    async def test_loader_may_modify_the_list_that_it_gets(self, cache):
         @cache.cached_many("n:{name}", fresh_for=60)
         async def load(names: list[str]) -> dict[str, str]:
             found = {}
@@ -158,7 +158,7 @@ class TestCalls:
 
         assert await load(["a", "b"]) == {"a": "A", "b": "B"}
 
-    async def test_a_loader_of_one_speaks_for_itself_where_a_batch_finds_nothing(self, cache, table, clock):
+    async def test_single_loader_that_joins_a_batch_without_its_item_loads_it_itself(self, cache, table, clock):
         top = define(cache, table)
 
         @cache.cached("top:{group}", fresh_for=60, stale_if_error=3600)
@@ -178,8 +178,8 @@ class TestCalls:
         assert batch == {}
         assert (outcome.value, outcome.state, outcome.age, outcome.error) == ("a alone", State.MISSING, 0, None)
 
-    async def test_two_batches_whose_loaders_wait_for_each_other_are_told_so(self, cache):
-        """No key is loaded for itself; but each call of the loader waits for the other."""
+    async def test_deadlock_of_two_batch_loaders_raises_an_error(self, cache):
+        """No key waits for itself, but each call of the loader waits for the other call."""
         needs = {"a": "d", "c": "b"}
 
         @cache.cached_many("n:{name}", fresh_for=60)
@@ -191,7 +191,7 @@ class TestCalls:
             answers = await gather(nodes(["a", "b"]), nodes(["c", "d"]))
         assert any("loaders wait for each other, and would do so forever: n:" in str(answer) for answer in answers)
 
-    async def test_each_item_is_one_read(self, cache, table, clock):
+    async def test_each_read_item_emits_one_event_of_its_state(self, cache, table, clock):
         told = []
         cache.subscribe(told.append, Hit, Stale, Miss)
         top = define(cache, table, absent_for=600)
@@ -217,7 +217,7 @@ class TestCalls:
         error = repr(table.error)
         assert [(event.staleness, repr(event.error)) for event in told[-4:-2]] == [(640, error), (655, error)]
 
-    async def test_what_is_stale_is_answered_at_once_and_refreshed_together(self, cache, table, clock):
+    async def test_stale_items_are_answered_at_once_and_refreshed_in_one_call(self, cache, table, clock):
         top = define(cache, table)
         await top(["a", "b", "c"])
         clock.advance(50)
@@ -236,7 +236,7 @@ class TestCalls:
         assert table.asked == [["a", "b", "c"], ["c"], ["a", "b"]]
         assert states(await top.outcome(["a"])) == {"a": ("a3", "fresh")}
 
-    async def test_stale_and_missing_ones_of_one_call_are_two_loads(self, cache, table, clock):
+    async def test_stale_and_missing_items_of_one_call_are_loaded_in_two_calls(self, cache, table, clock):
         top = define(cache, table)
         await top(["a", "b"])
         clock.advance(61)
@@ -250,7 +250,7 @@ class TestCalls:
         await settle()
         assert sorted(table.asked[1:]) == [["a", "b"], ["x", "y"]]
 
-    async def test_a_cache_that_was_closed_opens_for_what_is_stale(self, cache, table, clock):
+    async def test_stale_hit_after_closing_reopens_the_cache_for_its_refresh(self, cache, table, clock):
         top = define(cache, table)
         await top(["a"])
         await cache.aclose()
@@ -259,7 +259,7 @@ class TestCalls:
         await settle()
         assert states(await top.outcome(["a"])) == {"a": ("a2", "fresh")}
 
-    async def test_a_refresh_loads_and_an_invalidation_forgets(self, cache, table):
+    async def test_refresh_loads_its_items_and_invalidate_removes_its_items(self, cache, table):
         top = define(cache, table)
         await top(["a", "b", "c"])
         assert await top.refresh(["b", "a"]) == {"b": "b2", "a": "a2"}
@@ -270,7 +270,7 @@ class TestCalls:
         assert await top(["a", "b", "c"]) == {"a": "a3", "b": "b4", "c": "c4"}
         assert await top.refresh([]) == {}
 
-    async def test_its_entries_are_those_of_a_loader_of_one(self, cache, table):
+    async def test_batch_loader_and_single_loader_of_one_template_share_entries(self, cache, table):
         @cache.cached("top:{group}:{limit}", fresh_for=60)
         async def one(group: str, limit: int = 3) -> str:
             return f"{group} alone"
@@ -287,7 +287,7 @@ class TestCalls:
         await one.invalidate("5")
         assert (await many(odd))["5"] == "53"
 
-    async def test_methods_threads_copies_and_attributes(self, cache):
+    async def test_plain_method_as_batch_loader_runs_in_a_thread_and_returns_copies(self, cache):
         @dataclasses.dataclass(frozen=True)
         class User:
             id: int
@@ -310,7 +310,7 @@ class TestCalls:
         assert isinstance(Service.several, CachedMany)
         assert len(await Service.several(eu, [User(3)])) == 1
 
-    async def test_answers_may_say_for_how_long_they_hold(self, cache, clock):
+    async def test_fresh_sets_duration_and_validator_of_a_single_item(self, cache, clock):
         answers = {"a": Fresh(1, fresh_for=5, validator="v"), "b": 2}
 
         @cache.cached_many("k:{item}", fresh_for=60, jitter=0.5)
@@ -325,7 +325,7 @@ class TestCalls:
         assert await load.refresh(["a"]) == {"a": 1}
         assert cache.engine.store.peek("k:a").validator == "v"
 
-    async def test_what_is_fresh_is_refreshed_before_its_time(self, cache, table, clock):
+    async def test_early_refresh_loads_fresh_items_in_one_call(self, cache, table, clock):
         top = define(cache, table, early=1.0)
         cache.engine.runtime.uniform = lambda low, high: 0.0
         begun = table.__class__.__call__
@@ -380,7 +380,7 @@ class TestLongLists:
         return answer, turned[0]
 
     @pytest.mark.parametrize("copies", [False, True])
-    async def test_they_are_loaded_in_parts_and_others_have_their_turn(self, cache, copies):
+    async def test_long_list_is_loaded_in_parts_and_lets_the_event_loop_turn(self, cache, copies):
         many = self.define(cache, copy=copies)
         values, turned = await self.turns_of(many(self.ITEMS))
         assert list(values) == [item for item in self.ITEMS if item != 7]
@@ -395,7 +395,7 @@ class TestLongLists:
         assert len(self.asked) == 4
         assert self.asked[3] == [7]
 
-    async def test_a_refresh_and_an_invalidation_go_in_parts_too(self, cache, items):
+    async def test_refresh_and_invalidation_of_a_long_list_run_in_parts(self, cache, items):
         many = self.define(cache)
         values, turned = await self.turns_of(many.refresh(items))
         assert (len(values), len(self.asked)) == (999, 3)
@@ -406,7 +406,7 @@ class TestLongLists:
         assert len(self.asked) == 6
 
     @pytest.mark.parametrize("how", ["key", "tag", "other"])
-    async def test_what_is_invalidated_while_later_parts_are_loaded_is_asked_for_again(self, cache, items, how):
+    async def test_item_invalidated_while_later_parts_load_is_loaded_again(self, cache, items, how):
         many = self.define(cache)
 
         async def invalidate():
@@ -425,7 +425,7 @@ class TestLongLists:
         assert self.asked[3:] == again
         assert values[5] == [5, 4 if again else 1]
 
-    async def test_what_is_invalidated_again_and_again_is_answered_in_the_end(self, cache, items):
+    async def test_long_list_is_answered_although_an_item_is_invalidated_repeatedly(self, cache, items):
         many = self.define(cache)
         ended = []
 
@@ -440,7 +440,7 @@ class TestLongLists:
                 assert len(await many(items)) == 999
             ended.append(True)
 
-    async def test_a_reader_who_leaves_while_the_loads_begin_ends_nothing(self, cache, items):
+    async def test_load_continues_when_its_reader_leaves_before_all_flights_have_begun(self, cache, items):
         many = self.define(cache)
         with anyio.CancelScope() as scope:
 
@@ -457,7 +457,7 @@ class TestLongLists:
         assert 150 <= len(asked) < 400
         assert len(await many(items[:150])) == 149
 
-    async def test_an_item_that_can_be_no_key_keeps_the_items_before_it_from_nothing(self, cache, table):
+    async def test_items_before_an_item_that_cannot_be_a_key_are_loaded(self, cache, table):
         top = define(cache, table)
         await cache.engine.ready()
         with pytest.raises(ConfigurationError):
@@ -468,7 +468,7 @@ class TestLongLists:
 
 
 class TestOneLoad:
-    async def test_calls_that_overlap_load_each_key_once(self, cache, table):
+    async def test_overlapping_calls_load_each_key_once(self, cache, table):
         top = define(cache, table)
         table.gate = anyio.Event()
         results = await gather(
@@ -480,7 +480,7 @@ class TestOneLoad:
         assert results[:3] == [{"a": "a1", "b": "b1"}, {"b": "b1", "c": "c2"}, {"c": "c2", "a": "a1"}]
         assert table.asked == [["a", "b"], ["c"]]
 
-    async def test_a_loader_of_one_and_a_batch_wait_for_each_other(self, cache, table):
+    async def test_single_loader_and_batch_loader_share_the_load_of_a_key(self, cache, table):
         begun, alone = anyio.Event(), []
 
         @cache.cached("top:{group}", fresh_for=60)
@@ -501,7 +501,7 @@ class TestOneLoad:
         assert (first, both, second) == ("a alone", {"a": "a alone", "b": "b1"}, "b1")
         assert (alone, table.asked) == (["a"], [["b"]])
 
-    async def test_a_reader_that_leaves_ends_nothing(self, cache, table):
+    async def test_load_continues_when_its_reader_leaves(self, cache, table):
         top = define(cache, table)
         table.gate = anyio.Event()
         async with anyio.create_task_group() as group:
@@ -512,7 +512,7 @@ class TestOneLoad:
         await loaded(cache.engine)
         assert await top(["a", "b"]) == {"a": "a1", "b": "b1"}
 
-    async def test_what_is_invalidated_meanwhile_is_loaded_again_alone(self, cache, table):
+    async def test_items_invalidated_during_a_load_are_loaded_again_without_the_others(self, cache, table):
         top = define(cache, table)
         table.gate = anyio.Event()
 
@@ -526,7 +526,7 @@ class TestOneLoad:
         assert found == {"a": "a2", "b": "b2", "c": "c1"}
         assert table.asked == [["a", "b", "c"], ["a", "b"]]
 
-    async def test_it_is_done_again_twice_at_most(self, cache, table):
+    async def test_load_overtaken_by_invalidations_is_repeated_twice_at_most(self, cache, table):
         top = define(cache, table)
         begun = table.__class__.__call__
 
@@ -537,7 +537,7 @@ class TestOneLoad:
         table.__class__ = type("Overtaken", (Table,), {"__call__": overtaken})
         assert await top(["a"]) == {"a": "a3"}
 
-    async def test_one_that_asks_for_what_it_loads_is_told_so(self, cache):
+    async def test_loader_that_waits_for_its_own_key_raises_an_error(self, cache):
         @cache.cached("k:{item}", fresh_for=60)
         async def one(item: str) -> str:
             return (await many([item, "other"]))[item]
@@ -553,7 +553,7 @@ class TestOneLoad:
 
 
 class TestFailures:
-    async def test_all_of_a_call_fail_and_what_is_stored_stands_in(self, cache, table, clock):
+    async def test_failed_call_serves_stored_items_as_fallback_and_backs_off(self, cache, table, clock):
         top = define(cache, table)
         await top(["a", "b"])
         clock.advance(700)
@@ -571,7 +571,7 @@ class TestFailures:
         table.error = None
         assert await top.refresh(["a", "b"]) == {"a": "a5", "b": "b5"}
 
-    async def test_an_answer_that_is_no_dict_of_what_was_asked_for_is_an_error(self, cache):
+    async def test_answer_that_is_no_dict_of_requested_items_is_an_error(self, cache):
         answers = [["a"], {"a": 1, "z": 2}, None]
 
         @cache.cached_many("k:{item}", fresh_for=60)
@@ -583,7 +583,7 @@ class TestFailures:
                 await load(["a", "b"])
         assert not cache.engine.flights
 
-    async def test_a_load_that_runs_too_long_has_failed_for_all(self, cache, table, clock):
+    async def test_hard_timeout_fails_the_load_for_all_items(self, cache, table, clock):
         top = define(cache, table, hard_timeout=0.02)
         table.gate = anyio.Event()
         with pytest.raises(LoadTimeout, match="'top:a'"):
@@ -601,7 +601,7 @@ class TestFailures:
             ("a", LoadTimeout),
         ]
 
-    async def test_patience_ends_where_something_can_stand_in(self, cache, table, clock):
+    async def test_soft_timeout_gives_a_fallback_to_items_that_have_one(self, cache, table, clock):
         top = define(cache, table, soft_timeout=0.01)
         await top(["a"])
         clock.advance(700)
@@ -616,7 +616,7 @@ class TestFailures:
         outcomes, _ = await gather(top.outcome(["a", "x"]), later())
         assert states(outcomes) == {"a": ("a1", "stale"), "x": ("x3", "missing")}
 
-    async def test_a_value_that_cannot_be_stored_fails_alone(self, cache, table):
+    async def test_item_that_cannot_be_stored_fails_and_the_others_are_stored(self, cache, table):
         @cache.cached_many("k:{item}", fresh_for=60)
         async def load(items: list[str]) -> dict[str, object]:
             return {item: NOT_MODIFIED if item == "bad" else 1 for item in items}
@@ -627,7 +627,7 @@ class TestFailures:
         assert (await load.outcome(["good"]))["good"].state is State.FRESH
 
     @pytest.mark.parametrize("error", [SystemExit(3), BaseException("own")])
-    async def test_what_is_no_exception_reaches_the_caller(self, cache, table, error):
+    async def test_base_exception_of_a_loader_reaches_the_caller(self, cache, table, error):
         top = define(cache, table)
         table.error = error
         with pytest.raises(type(error)):
@@ -635,7 +635,7 @@ class TestFailures:
         table.error = None
         assert await top(["a"]) == {"a": "a2"}
 
-    async def test_one_that_is_cancelled_from_within_fails_for_all(self, cache):
+    async def test_loader_that_raises_cancelled_error_fails_for_all_readers(self, cache):
         if anyio.get_cancelled_exc_class() is not asyncio.CancelledError:
             pytest.skip("trio has no such exception to raise")
 
@@ -647,7 +647,7 @@ class TestFailures:
             results = await gather(load(["a", "b"]), load(["b"]))
         assert [type(result) for result in results] == [SWRError, SWRError]
 
-    async def test_closing_while_it_loads(self, clock, table):
+    async def test_closing_during_a_load_fails_its_reader_with_an_error(self, clock, table):
         cache = Cache(clock=clock, drain_for=0.01)
         top = define(cache, table)
         table.gate = anyio.Event()
@@ -663,7 +663,7 @@ class TestFailures:
 
 
 class TestAbsence:
-    async def test_what_is_not_there_is_left_out_and_asked_for_again(self, cache, table):
+    async def test_item_without_value_is_left_out_and_loaded_again_on_each_read(self, cache, table):
         top = define(cache, table)
         table.missing = {"b"}
         for _ in range(2):
@@ -671,7 +671,7 @@ class TestAbsence:
         assert table.asked == [["a", "b"], ["b"]]
         assert cache.engine.store.peek("top:b") is None
 
-    async def test_it_is_remembered_for_a_while(self, cache, table, clock):
+    async def test_absence_is_remembered_for_the_time_in_absent_for(self, cache, table, clock):
         top = define(cache, table, absent_for="10s")
         table.missing = {"b"}
         for _ in range(3):
@@ -683,7 +683,7 @@ class TestAbsence:
         assert await top(["a", "b"]) == {"a": "a1", "b": "b2"}
 
     @pytest.mark.parametrize("how", ["key", "tag", "own", "clear"])
-    async def test_it_is_forgotten_as_a_value_is(self, cache, table, how):
+    async def test_invalidation_removes_a_remembered_absence(self, cache, table, how):
         top = define(cache, table, absent_for=10)
         table.missing = {"b"}
         await top(["b"])
@@ -697,7 +697,7 @@ class TestAbsence:
         await forget[how]()
         assert await top(["b"]) == {"b": "b2"}
 
-    async def test_a_refresh_does_not_believe_it(self, cache, table):
+    async def test_refresh_loads_an_item_remembered_as_absent(self, cache, table):
         top = define(cache, table, absent_for=10)
         table.missing = {"b"}
         await top(["b"])
@@ -705,7 +705,7 @@ class TestAbsence:
         assert await top.refresh(["b"]) == {"b": "b2"}
 
     @pytest.mark.parametrize("absent_for", [0, 100])
-    async def test_what_was_stored_goes(self, cache, table, clock, absent_for):
+    async def test_stored_value_is_removed_when_a_load_no_longer_finds_its_item(self, cache, table, clock, absent_for):
         top = define(cache, table, absent_for=absent_for)
         await top(["a", "b"])
         table.missing = {"a", "b"}
@@ -721,7 +721,7 @@ class TestAbsence:
                 await top(["b"])
 
     @pytest.mark.parametrize("absent_for", [0, 10])
-    async def test_a_loader_of_one_asks_itself(self, cache, table, clock, absent_for):
+    async def test_single_loader_loads_an_item_that_a_batch_found_absent(self, cache, table, clock, absent_for):
         top = define(cache, table, absent_for=absent_for)
         table.missing, table.gate = {"a"}, anyio.Event()
 
@@ -741,7 +741,7 @@ class TestAbsence:
         outcome = await one.outcome("a")
         assert (outcome.value, outcome.state) == ("a alone", State.MISSING)
 
-    async def test_an_item_that_backs_off_and_is_invalidated_meanwhile_is_loaded(self, cache, table, clock):
+    async def test_item_in_backoff_that_is_invalidated_during_a_read_is_loaded(self, cache, table, clock):
         top = define(cache, table)
         await top(["a"])
         clock.advance(700)
@@ -779,7 +779,7 @@ class TestFleet:
         async with fleet(2, clock) as processes:
             yield processes
 
-    async def test_keys_that_another_process_loads_are_waited_for(self, two):
+    async def test_batch_waits_for_keys_that_another_process_loads(self, two):
         tables = [Table(), Table()]
         one, other = (many_of(process, table) for process, table in zip(two, tables, strict=True))
         tables[0].gate = anyio.Event()
@@ -793,7 +793,7 @@ class TestFleet:
         assert (first, found) == ({"a": "a1", "b": "b1", "c": "c1"}, {"b": "b1", "c": "c1", "d": "d1"})
         assert (tables[0].asked, tables[1].asked) == ([["a", "b", "c"]], [["d"]])
 
-    async def test_what_another_process_fails_to_load_is_one_more_call(self, two, monkeypatch):
+    async def test_keys_that_another_process_fails_to_load_are_loaded_in_one_more_call(self, two, monkeypatch):
         monkeypatch.setattr("swr.loaders.batch._GATHERED_FOR", 0.3)
         tables = [Table(), Table()]
         one, other = (many_of(process, table) for process, table in zip(two, tables, strict=True))
@@ -808,7 +808,7 @@ class TestFleet:
         assert found == {"b": "b2", "c": "c2", "d": "d1"}
         assert tables[1].asked == [["d"], ["b", "c"]]
 
-    async def test_what_another_process_has_found_absent_is_absent(self, two):
+    async def test_item_found_absent_by_another_process_is_not_loaded(self, two):
         tables = [Table(), Table()]
         one, other = (many_of(process, table, absent_for=10) for process, table in zip(two, tables, strict=True))
         tables[0].gate, tables[0].missing = anyio.Event(), {"a"}
@@ -820,7 +820,7 @@ class TestFleet:
         assert await other(["a"]) == {}
         assert (tables[1].asked, two[1].link.calls) == ([], [])
 
-    async def test_what_a_refresh_does_not_find_goes_wherever_it_lies(self, clock, table):
+    async def test_item_that_a_refresh_does_not_find_is_removed_from_the_store(self, clock, table):
         async with fleet(1, clock, l1_max_bytes=0) as (process,):
             top = many_of(process, table)
             await top(["a"])
@@ -830,7 +830,7 @@ class TestFleet:
             with pytest.raises(ValueError, match="again"):
                 await top(["a"])
 
-    async def test_what_a_refresh_does_not_find_goes_after_a_gap_in_the_notifications_too(self, two, table, clock):
+    async def test_item_that_a_refresh_does_not_find_is_removed_after_a_notification_gap(self, two, table, clock):
         one, other = (many_of(process, table) for process in two)
         assert [await one(["a"]), await other(["a"])] == [{"a": "a1"}, {"a": "a1"}]
         table.gate, table.missing = anyio.Event(), {"a"}
@@ -845,8 +845,8 @@ class TestFleet:
         await settle()
         assert [await one.peek(["a"]), await other.peek(["a"])] == [{}, {}]
 
-    async def test_one_whose_leader_has_had_his_time_goes_on_alone(self, two, table):
-        """The store answers for the second key when the time for the first one, whose lease was won, is up."""
+    async def test_hard_timeout_of_the_first_key_leaves_later_keys_to_load_alone(self, two, table):
+        """The store grants the second lease only after the hard timeout of the first key."""
 
         async def top(groups):
             return await table(groups)
@@ -876,7 +876,7 @@ class TestFleet:
         # By itself, or, on a machine that is busy, not before its own time was up.
         assert all(len(asked) == 1 for asked in table.asked)
 
-    async def test_without_a_store_one_call_loads_all(self, two, table):
+    async def test_all_items_load_in_one_call_while_the_store_is_unreachable(self, two, table):
         top = many_of(two[0], table)
         await two[0].engine.ready()
         two[0].link.set_down(True)
@@ -884,8 +884,8 @@ class TestFleet:
         assert table.asked == [["a", "b"]]
         assert await top(["a", "b"]) == {"a": "a1", "b": "b1"}
 
-    async def test_answers_of_the_store_that_come_late_are_waited_for(self, two, table):
-        """However the replies are spread, those that ask together are loaded together."""
+    async def test_batch_waits_for_late_lease_replies_to_load_all_items_in_one_call(self, two, table):
+        """The replies to the lease requests arrive in different turns of the event loop."""
         top = many_of(two[0], table)
         turns = iter(range(10))
 
@@ -899,7 +899,7 @@ class TestFleet:
 
 
 class TestArguments:
-    async def test_what_is_no_list_of_items_is_a_type_error(self, cache, table):
+    async def test_argument_that_is_no_list_of_items_is_a_type_error(self, cache, table):
         top = define(cache, table)
         for wrong, complaint in (
             ("ATL", r"groups='ATL' of .* is not a list of items: give \['ATL'\]"),
@@ -934,13 +934,13 @@ class TestArguments:
             ("k:{item}", {"ignore": ("limit",), "stale_for": "x"}, "stale_for='x'"),
         ],
     )
-    def test_what_cannot_work_is_refused_where_it_is_written(self, template, options, complaint):
+    def test_options_that_cannot_work_are_refused_at_definition(self, template, options, complaint):
         with pytest.raises(ConfigurationError, match=complaint):
 
             @Cache().cached_many(template, fresh_for=1, **options)
             async def load(items, limit): ...
 
-    def test_what_is_no_batch_loader_is_refused(self):
+    def test_function_that_cannot_be_a_batch_loader_is_refused(self):
         async def spread(*items): ...
         async def asks(items, context: LoadContext[int]): ...
         def generator(items):
@@ -954,7 +954,7 @@ class TestArguments:
             with pytest.raises(ConfigurationError, match=complaint):
                 Cache().cached_many("k:{item}", fresh_for=1, **options)(function)
 
-    def test_two_batch_loaders_do_not_share_a_key(self):
+    def test_second_batch_loader_of_the_same_template_is_refused(self):
         cache = Cache()
 
         @cache.cached_many("k:{item}", fresh_for=1)
@@ -965,7 +965,7 @@ class TestArguments:
             @cache.cached_many("k:{item}", fresh_for=1)
             async def other(items): ...
 
-    def test_a_batch_loader_shares_the_entries_of_a_loader_with_the_same_template_alone(self):
+    def test_batch_loader_may_share_entries_only_under_the_same_template(self):
         """`top:{group}:{limit}` and `top:{limit}:{group}` look alike, and mean different things."""
         cache = Cache()
 
@@ -980,7 +980,7 @@ class TestArguments:
             @cache.cached_many("top:{limit}:{group}", fresh_for=1)
             async def other(groups, limit): ...
 
-    def test_the_codec_is_that_of_the_dicts_values(self):
+    def test_codec_of_a_batch_loader_is_made_for_the_values_of_its_dict(self):
         def kind(annotation):
             def function(): ...
 
@@ -1019,7 +1019,7 @@ class TestThroughRedis:
         return cache, rows
 
     @pytest.mark.parametrize("l1", [0, 2**20], ids=["no L1", "L1"])
-    async def test_values_and_absence_are_known_to_every_process(self, server: Server, l1):
+    async def test_values_and_absence_are_shared_between_processes(self, server: Server, l1):
         asked = []
         one, rows = self.make(server, asked, l1_max_bytes=l1)
         other, others_rows = self.make(server, asked, l1_max_bytes=l1)
@@ -1043,7 +1043,9 @@ class TestThroughRedis:
             assert await others_rows([1, 2]) == {1: Row(1), 2: Row(2)}
             assert asked == [[1, 2, 100], [2]]
 
-    async def test_a_batch_is_a_few_round_trips_however_long(self, server: Server, no_heartbeats):
+    async def test_batch_of_eighty_items_is_read_in_one_write_and_loaded_in_at_most_six(
+        self, server: Server, no_heartbeats
+    ):
         asked = []
         one, rows = self.make(server, asked)
         other, others_rows = self.make(server, asked)

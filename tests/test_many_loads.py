@@ -77,7 +77,7 @@ async def calls_to(invalidate, number, *, is_stored):
 
 @pytest.mark.parametrize("is_stored", [False, True], ids=["cold", "stale"])
 @pytest.mark.parametrize("invalidate", [one_call, marks, a_call_each])
-async def test_invalidating_the_tags_of_loads_under_way_takes_calls_in_proportion_to_them(invalidate, is_stored):
+async def test_calls_to_invalidate_tags_grow_in_proportion_to_running_loads(invalidate, is_stored):
     """Who: an import that invalidates the tag of each row, while a deploy's cold processes load the rows."""
     few = await calls_to(invalidate, 50, is_stored=is_stored)
     many = await calls_to(invalidate, 200, is_stored=is_stored)
@@ -111,6 +111,6 @@ async def calls_of_parts(number):
         return calls.number
 
 
-async def test_a_batch_whose_loader_asks_another_one_for_each_item_takes_calls_in_proportion_to_them():
+async def test_calls_of_a_batch_with_nested_loads_grow_in_proportion_to_its_items():
     """Who: a page of hundreds of players whose loader asks for the team of each."""
     assert await calls_of_parts(200) < 8 * await calls_of_parts(50)

@@ -50,7 +50,7 @@ def cluster():
 
 class TestMarks:
     @pytest.mark.parametrize("mark", MARKS.values(), ids=MARKS)
-    async def test_what_is_marked_is_served_at_once_and_refreshed_once(self, url, mark):
+    async def test_marked_entry_is_served_stale_and_refreshed_once(self, url, mark):
         async with Cache(url) as cache:
             rank = define(cache)
             await rank("ATL")
@@ -68,7 +68,9 @@ class TestMarks:
 
     @pytest.mark.parametrize("mark", MARKS.values(), ids=MARKS)
     @pytest.mark.parametrize("l1_max_bytes", [0, 2**20])
-    async def test_so_it_is_in_every_process(self, server: Server, mark, l1_max_bytes):
+    async def test_marked_entry_is_served_stale_and_refreshed_in_another_process(
+        self, server: Server, mark, l1_max_bytes
+    ):
         async with Cache(server.url) as one, Cache(server.url, l1_max_bytes=l1_max_bytes) as other:
             rank, elsewhere = define(one), define(other)
             assert await rank("ATL") == await elsewhere("ATL") == [1]
@@ -88,7 +90,7 @@ class TestMarks:
             async with Cache(server.url) as third:
                 assert (await define(third).peek("ATL")).state is State.FRESH
 
-    async def test_of_a_cluster_too(self, cluster: ClusterOfSix):
+    async def test_marks_and_invalidations_reach_another_process_through_a_cluster(self, cluster: ClusterOfSix):
         async with Cache(cluster.url, timeout=2) as one, Cache(cluster.url, timeout=2, l1_max_bytes=0) as other:
             rank, elsewhere = define(one), define(other)
             for mark in MARKS.values():
@@ -104,7 +106,7 @@ class TestMarks:
             assert await elsewhere.peek("ATL") is None
 
     @pytest.mark.parametrize("mark", MARKS.values(), ids=MARKS)
-    async def test_a_refresh_that_began_before_is_not_enough(self, url, mark):
+    async def test_refresh_that_began_before_the_mark_is_repeated(self, url, mark):
         async with Cache(url) as cache:
             rank = define(cache)
             await rank("ATL")
@@ -119,8 +121,8 @@ class TestMarks:
             assert await rank("ATL") == [3]
 
     @pytest.mark.parametrize("stale_for", [0, 60])
-    async def test_a_tag_that_the_value_brings_is_marked_during_its_first_load(self, url, stale_for):
-        """A reader since then is given that value only if the policy lets him have what is stale."""
+    async def test_first_value_is_stale_if_its_own_tag_is_marked_during_the_load(self, url, stale_for):
+        """A reader that comes after the mark gets that value only if the policy allows stale values."""
         loads, gate = [], anyio.Event()
         async with Cache(url) as cache:
 
@@ -145,7 +147,7 @@ class TestMarks:
             assert await news(1) == (1 if stale_for else 2)
             await until(lambda: len(loads) == 2)
 
-    async def test_nor_one_of_another_process(self, two):
+    async def test_refresh_is_repeated_when_another_process_marks_the_key_during_it(self, two):
         one, other = two
         job = Job()
         await one.engine.fetch("k", job)
@@ -158,7 +160,7 @@ class TestMarks:
             job.gate.set()
         assert (await other.engine.fetch("k", job)).value == 3
 
-    async def test_a_reader_who_waited_for_a_load_before_the_mark_gets_a_newer_value(self, two):
+    async def test_reader_that_waits_for_a_load_gets_a_newer_value_after_a_mark(self, two):
         one, other = two
         job, late = Job(lambda run: f"old{run}"), Job(lambda run: f"new{run}")
         job.gate = anyio.Event()
@@ -177,7 +179,7 @@ class TestMarks:
             job.gate.set()
         assert answers == ["new1"]
 
-    async def test_of_a_tag_ends_the_stale_window_of_a_copy_that_another_process_has_replaced(self, two, clock):
+    async def test_mark_ends_the_stale_window_of_a_copy_that_another_process_replaced(self, two, clock):
         one, other = two
         job = Job(policy=Policy(60, 10, tags=("t",)))
         await one.engine.fetch("k", job)
@@ -191,7 +193,7 @@ class TestMarks:
         assert (outcome.value, outcome.state) == (2, State.FRESH)
 
     @pytest.mark.parametrize("stale_if_error", [0, 3600])
-    async def test_without_a_stale_window_it_is_gone_but_for_a_load_that_fails(self, cache, stale_if_error):
+    async def test_marked_entry_without_stale_for_is_missing_except_as_fallback(self, cache, stale_if_error):
         rank = define(cache, stale_for=0, stale_if_error=stale_if_error)
         await rank("ATL")
         await rank.mark_stale("ATL")
@@ -214,7 +216,7 @@ class TestMarks:
             with pytest.raises(RuntimeError):
                 await fails()
 
-    async def test_the_stale_window_counts_from_the_mark(self, cache, clock):
+    async def test_stale_window_counts_from_the_first_mark(self, cache, clock):
         rank = define(cache, stale_for=10)
         await rank("ATL")
         clock.advance(5)
@@ -226,7 +228,7 @@ class TestMarks:
         clock.advance(2)
         assert await rank.peek("ATL") is None
 
-    async def test_a_clock_that_is_set_back_makes_nothing_fresh_again(self, cache, clock):
+    async def test_marked_entry_stays_stale_when_the_clock_is_set_back(self, cache, clock):
         rank = define(cache)
         await rank("ATL")
         clock.advance(30)
@@ -234,7 +236,7 @@ class TestMarks:
         clock.advance(-20)
         assert (await rank.peek("ATL")).state is State.STALE
 
-    async def test_invalidating_wins_over_marking(self, url):
+    async def test_invalidation_takes_precedence_over_a_mark_in_either_order(self, url):
         async with Cache(url) as cache:
             rank = define(cache)
             for invalidate in (
@@ -253,7 +255,7 @@ class TestMarks:
                     await mark(cache, rank)
                     assert await rank.peek("ATL") is None
 
-    async def test_its_event_says_what_and_that_it_is_soft(self, server: Server):
+    async def test_mark_emits_a_soft_invalidated_event_here_and_in_another_process(self, server: Server):
         async with Cache(server.url) as one, Cache(server.url) as other:
             here, there = [], []
             one.subscribe(here.append, Invalidated)
@@ -273,7 +275,7 @@ class TestMarks:
             await until(lambda: len(there) == len(here))
             assert {(event.key, event.tag, event.loader, event.soft) for event in there} == set(said)
 
-    async def test_batch_loaders_are_marked_by_item_and_whole(self, cache):
+    async def test_batch_loader_is_marked_by_item_or_as_a_whole(self, cache):
         calls = []
 
         @cache.cached_many("rank:{group}", fresh_for=60, stale_for=600)
@@ -296,7 +298,7 @@ class TestMarks:
         await ranks.invalidate_all()
         assert await one.peek("ATL") is None
 
-    async def test_a_block_marks_once_more_at_its_end(self, cache):
+    async def test_until_committed_repeats_the_mark_at_the_end_of_the_block(self, cache):
         rank = define(cache)
         await rank("ATL")
         async with cache.until_committed():
@@ -305,11 +307,11 @@ class TestMarks:
             await rank.refresh("ATL")
         assert (await rank.peek("ATL")).state is State.STALE
 
-    async def test_a_key_must_be_a_string(self, cache):
+    async def test_invalid_key_or_tag_or_url_is_refused(self, cache):
         with pytest.raises(ConfigurationError, match="not a string"):
             await cache.mark_stale(1)
         for method in (cache.invalidate_tags, cache.mark_stale_tags):
-            with pytest.raises(ConfigurationError, match="not a non-empty string"):
+            with pytest.raises(ConfigurationError, match="give a string that is not empty"):
                 await method("a", "")
         for method in (cache.invalidate_urls, cache.mark_stale_urls):
             with pytest.raises(ConfigurationError, match="has no path"):
@@ -352,9 +354,9 @@ class TestResponses:
                 assert (await get("ATL"))[0] == (await get("BOS"))[0] == "missing"
 
 
-class TestAnOutage:
+class TestOutage:
     @pytest.mark.parametrize("what", [OfKey("k"), "t", OfLoader("l:{x}"), ALL])
-    async def test_a_mark_counts_here_at_once_and_everywhere_afterwards(self, two, what):
+    async def test_mark_during_an_outage_counts_here_at_once_and_everywhere_afterwards(self, two, what):
         one, other = two
         job = Job(policy=Policy(60, 600, tags=("t",)))
         job.loader = loader_digest("l:{x}")
@@ -382,7 +384,7 @@ class TestAnOutage:
 
     @pytest.mark.parametrize("is_marked_before", [False, True])
     @pytest.mark.parametrize("is_marked_meanwhile", [False, True])
-    async def test_what_was_loaded_meanwhile_is_stale_only_if_a_mark_was_missed(
+    async def test_value_loaded_during_an_outage_is_stale_only_if_a_mark_was_missed(
         self, two, is_marked_before, is_marked_meanwhile
     ):
         one, other = two
@@ -403,7 +405,7 @@ class TestAnOutage:
         found = await one.engine.entries.peek("k", ANY)
         assert (found.value, found.state) == (12, State.STALE if is_marked_meanwhile else State.FRESH)
 
-    async def test_while_redis_refuses_it_a_load_that_began_before_is_not_stored(self, two):
+    async def test_load_is_repeated_if_its_tag_is_marked_while_redis_is_unreachable(self, two):
         one, _ = two
         job = Job(policy=Policy(60, 600, tags=("t",)))
 
@@ -416,7 +418,7 @@ class TestAnOutage:
         job.before_store = meanwhile
         assert (await one.engine.fetch("k", job)).value == 2
 
-    async def test_redis_unreachable_and_reachable_again(self, own_server: Server):
+    async def test_marks_made_while_redis_hangs_reach_another_process_afterwards(self, own_server: Server):
         url = own_server.url
         async with Cache(url, timeout=0.2) as one, Cache(url, timeout=0.2) as other:
             rank, elsewhere = define(one), define(other)
@@ -439,7 +441,7 @@ class TestAnOutage:
                 while not await is_stale():
                     await anyio.sleep(0.01)
 
-    async def test_a_user_who_may_not_publish_marks_everything(self, own_server: Server):
+    async def test_mark_by_a_redis_user_without_publish_marks_everything(self, own_server: Server):
         own_server.command("ACL", "SETUSER", "mute", "on", ">secret", "~*", "&*", "+@all", "-publish")
         url = own_server.url.replace("redis://", "redis://mute:secret@")
         async with Cache(url) as one, Cache(own_server.url) as other:
@@ -451,7 +453,7 @@ class TestAnOutage:
                 while (await rank.peek("BOS")).state is not State.STALE:
                     await anyio.sleep(0.01)
 
-    async def test_tag_versions_that_redis_loses_outdate_everything(self, server: Server):
+    async def test_entry_is_missing_in_a_new_process_after_redis_loses_the_tag_versions(self, server: Server):
         async with Cache(server.url) as cache:
             rank = define(cache)
             await rank("ATL")
@@ -465,7 +467,7 @@ class TestAnOutage:
             assert await is_gone()
 
     @pytest.mark.parametrize("which", ["key", "tag"])
-    async def test_a_mark_that_older_data_lack_becomes_an_invalidation(self, own_server: Server, which):
+    async def test_marked_entry_is_not_fresh_after_redis_restarts_with_older_data(self, own_server: Server, which):
         async with Cache(own_server.url) as one, Cache(own_server.url, l1_max_bytes=0) as other:
             rank = define(one)
             await rank("ATL")
@@ -481,7 +483,7 @@ class TestAnOutage:
                 found = await define(late).peek("ATL")
                 assert found is None or found.state is State.STALE
 
-    async def test_a_mark_that_redis_still_has_is_not_replayed(self, own_server: Server):
+    async def test_mark_that_survives_a_redis_restart_does_not_become_an_invalidation(self, own_server: Server):
         async with Cache(own_server.url) as cache:
             rank = define(cache)
             await rank("ATL")
@@ -492,8 +494,8 @@ class TestAnOutage:
             async with Cache(own_server.url) as late:
                 assert (await define(late).peek("ATL")).state is State.STALE
 
-    async def test_types_side_by_side_are_marked_together(self, server: Server):
-        """Two versions of an application: one refreshes its own, and the other's stays marked."""
+    async def test_mark_applies_to_every_type_of_a_key_until_that_type_is_refreshed(self, server: Server):
+        """Two releases of an application: one refreshes its own entry, and the entry of the other stays marked."""
         async with Cache(server.url) as one, Cache(server.url) as other:
 
             @one.cached("k", fresh_for=60, stale_for=600)
@@ -514,7 +516,7 @@ class TestAnOutage:
 
 
 class TestManyAtOnce:
-    async def test_many_tags_are_one_command(self, server: Server, no_heartbeats):
+    async def test_thousand_tags_are_invalidated_by_one_command(self, server: Server, no_heartbeats):
         async with Cache(server.url) as cache:
             await cache.get_or_load("k", lambda: 1, Policy(60, tags=("t7",)))
             await settle()
@@ -524,7 +526,7 @@ class TestManyAtOnce:
             assert await cache.peek("k") is None
             await cache.invalidate_tags()
 
-    async def test_of_one_loader_alone(self, url):
+    async def test_invalidate_all_removes_entries_of_its_loader_only(self, url):
         async with Cache(url) as cache:
             rank = define(cache)
 
@@ -540,7 +542,7 @@ class TestManyAtOnce:
                 assert await rank.peek(group) is None
                 assert (await other.peek(group)).state is State.FRESH
 
-    async def test_a_users_tag_is_never_taken_for_a_loader(self, url):
+    async def test_tag_named_like_a_loader_does_not_affect_its_entries(self, url):
         async with Cache(url) as cache:
             template = "rank:{group}"
             rank = define(cache, tags=("{group}",))
@@ -550,7 +552,7 @@ class TestManyAtOnce:
             await cache.mark_stale_tags(*names)
             assert (await rank.peek("ATL")).state is State.FRESH
 
-    async def test_marks_of_untagged_entries_outlive_the_forgetting_of_tags(self, server: Server, monkeypatch):
+    async def test_untagged_entries_keep_their_marks_when_old_tags_are_forgotten(self, server: Server, monkeypatch):
         monkeypatch.setattr("swr.stores.redis.shared_tag_versions._MOST_TAGS", 10)
         async with Cache(server.url) as cache:
             rank = define(cache, tags=())
@@ -565,14 +567,14 @@ class TestManyAtOnce:
                 # Nor is an entry without tags outdated by that.
                 assert (await define(new, tags=()).peek("ATL")).state is State.FRESH
 
-    def test_an_entry_says_its_loader_in_nine_bytes(self):
+    def test_loader_digest_adds_eight_bytes_to_a_frame(self):
         entry = stamp(b"", Policy(60), 0.0)
         marked = stamp(b"", Policy(60), 0.0, loader=loader_digest("rank:{group}"))
         assert len(encode("k", marked, ANY)) - len(encode("k", entry, ANY)) == 8
 
 
 class TestTagsOfTheValue:
-    async def test_a_function_makes_tags_of_the_value_and_the_arguments(self, url):
+    async def test_tags_function_makes_tags_from_value_and_arguments(self, url):
         async with Cache(url) as cache:
 
             @cache.cached(fresh_for=60, tags=lambda rows, airport, limit=2: [f"row:{row}" for row in rows] + [airport])
@@ -589,7 +591,7 @@ class TestTagsOfTheValue:
             await cache.invalidate_tag("row:9")
             assert await rows.peek("ATL") is None
 
-    async def test_what_a_loader_says_itself_counts(self, cache):
+    async def test_tags_of_fresh_take_precedence_over_the_tags_function(self, cache):
         @cache.cached(fresh_for=60, tags=lambda value, kind: (f"of:{value}",))
         async def load(context: LoadContext[int], kind: str):
             if kind == "tags":
@@ -606,7 +608,7 @@ class TestTagsOfTheValue:
         await cache.invalidate_tag("of:2")
         assert await load.peek("plain") is None
 
-    async def test_a_batch_loader_names_each_item(self, cache):
+    async def test_tags_function_of_a_batch_loader_gets_each_item(self, cache):
         @cache.cached_many(
             "n:{item}", fresh_for=60, ignore=("scale",), tags=lambda value, item, scale: [f"{item}{value}"]
         )
@@ -620,7 +622,7 @@ class TestTagsOfTheValue:
         await cache.invalidate_tag("a5")
         assert list(await load.peek(["a", "b"])) == ["b"]
 
-    async def test_however_a_call_is_written_the_function_gets_what_it_names_with_defaults(self, cache):
+    async def test_tags_function_gets_its_parameters_with_defaults_for_every_call_style(self, cache):
         def tags_of(rows: list[int], *, limit: int, sep: str = "/", groups: str = "") -> list[str]:
             return [f"limit{sep}{limit}{groups}"]
 
@@ -657,7 +659,7 @@ class TestTagsOfTheValue:
             (lambda rows, airport, /: [], "takes 'airport'"),
         ],
     )
-    async def test_a_function_that_takes_something_else_is_refused_where_it_is_written(self, cache, tags, problem):
+    async def test_tags_function_with_unknown_parameters_is_refused_by_the_decorator(self, cache, tags, problem):
         with pytest.raises(ConfigurationError, match=problem):
 
             @cache.cached(fresh_for=60, tags=tags)
@@ -674,7 +676,7 @@ class TestTagsOfTheValue:
             (anyio.sleep, "coroutine object sleep at .* is not a list"),
         ],
     )
-    async def test_what_is_no_list_of_tags_fails_the_load_and_names_the_function(self, cache, tags, problem):
+    async def test_load_fails_and_names_the_tags_function_that_returned_no_list(self, cache, tags, problem):
         @cache.cached(fresh_for=60, tags=lambda value: tags(0) if callable(tags) else tags)
         async def load() -> int:
             return 1
@@ -683,7 +685,7 @@ class TestTagsOfTheValue:
             await load()
 
     @pytest.mark.parametrize("tags", [None, 5])
-    async def test_tags_that_are_no_list_are_refused_where_they_are_written(self, cache, tags):
+    async def test_tags_that_are_not_a_list_are_refused_at_definition(self, cache, tags):
         for write in (
             lambda: cache.cached("top:{group}", fresh_for=60, tags=tags),
             lambda: cache.response(fresh_for=60, tags=tags),
@@ -692,7 +694,7 @@ class TestTagsOfTheValue:
             with pytest.raises(ConfigurationError, match=f"tags={tags} is not a list: give a tuple of strings"):
                 write()(lambda group: group)
 
-    async def test_an_async_function_is_refused(self, cache):
+    async def test_async_tags_function_is_refused(self, cache):
         async def tags(value):
             return []
 
@@ -702,18 +704,18 @@ class TestTagsOfTheValue:
 
 class TestNames:
     @pytest.mark.parametrize("name", [ALL, "t", "*", OfLoader("a:{b}"), OfLoader("")])
-    def test_a_name_comes_back_from_its_member(self, name):
+    def test_names_of_tag_versions_survive_encoding_and_decoding(self, name):
         assert name_in(member_of(name, NAMES), NAMES) == name
         assert name_in(member_of(Soft(name), NAMES), NAMES) == Soft(name)
 
-    def test_a_key_has_no_tag_version(self):
+    def test_key_or_malformed_member_is_refused_as_a_tag(self):
         member = member_of(Soft(OfKey("k")), NAMES)
         assert name_in(member, NAMES, may_be_key=True) == Soft(OfKey("k"))
         for foreign in (member, b"", b"s", b"t", b"st", b"x", b"kk", b"**"):
             with pytest.raises(ValueError, match="is not a tag"):
                 name_in(foreign, NAMES)
 
-    def test_marks_are_forgotten_into_the_minimum(self):
+    def test_forgotten_marks_raise_the_minimum_tag_version(self):
         versions = TagVersions(most_tags=10)
         entry = stamp(1, Policy(60, tags=("never",)), 0.0, 1, 1)
         for number in range(2, 14):
@@ -722,7 +724,7 @@ class TestNames:
         assert (Soft("13"), 13) in versions.since(12)
         assert versions.marked_at(stamp(1, Policy(60, tags=("13",)), 0.0, 12, 12)) == 13
 
-    def test_a_mark_lies_behind_the_frames(self):
+    def test_mark_is_read_from_the_bytes_after_the_frames(self):
         frame = encode("k", stamp(1, Policy(60), 0.0, 5), ANY)
         mark = b"%016ds" % 7
         assert mark_in(frame + mark) == 7
@@ -731,7 +733,7 @@ class TestNames:
         for foreign in (b"", mark, frame + b"x" * 17, frame + mark + b"s"):
             assert mark_in(foreign) == 0
 
-    def test_what_is_marked_stays_marked_as_it_was(self):
+    def test_newer_mark_changes_only_marked_at_and_older_mark_changes_nothing(self):
         entry = marked_stale(stamp(1, Policy(60, 600), 0.0, 5), 7)
         # Only when it was marked last is noted: another mark is told from none.
         assert marked_stale(entry, 6) is entry
@@ -739,7 +741,7 @@ class TestNames:
         assert marked_stale(stamp(1, Policy(60, 600), 0.0), 7_000_000).fresh_until == 7
 
     @pytest.mark.parametrize(("policy", "until"), [(Policy(60), 0), (Policy(60, 600), 610), (Policy(60, 0, 30), 40)])
-    def test_a_doubtful_entry_stands_in_for_a_failed_load_only_as_long_as_its_mark_allows(self, policy, until):
+    def test_doubtful_entry_is_a_fallback_only_until_the_window_of_its_mark_ends(self, policy, until):
         entry = doubtful(stamp(1, policy, 0.0, 1))
         assert decide(entry, 20.0) is FALLBACK
         marked = marked_stale(entry, 10_000_001)

@@ -39,7 +39,7 @@ class Plain:
         lambda: {str(n): (n + 10**6, None) for n in range(500)},
     ],
 )
-def test_the_memory_size_of_an_object_is_what_it_occupies(make):
+def test_memory_size_is_close_to_the_memory_occupied(make):
     make()
     gc.collect()
     tracemalloc.start()
@@ -50,7 +50,7 @@ def test_the_memory_size_of_an_object_is_what_it_occupies(make):
     assert 0.7 * occupied < memory_size(value) < 1.5 * occupied
 
 
-def test_what_is_shared_or_circular_is_counted_once():
+def test_shared_and_circular_objects_are_counted_once():
     text = "x" * 1000
     assert memory_size([text] * 50) < 2 * memory_size([text])
     circular = []
@@ -71,24 +71,24 @@ class Proxy:
         raise RuntimeError("outside of a request")
 
 
-def test_subclasses_of_plain_types_count_with_what_they_hold():
+def test_subclasses_of_plain_types_are_measured_with_their_content():
     counter = collections.Counter({"a" * 99: 7})
     expected = [[counter, Fruit.APPLE], counter, "a" * 99, 7, Fruit.APPLE]
     assert memory_size([counter, Fruit.APPLE]) == sum(map(sys.getsizeof, expected))
 
 
-def test_an_object_that_does_not_say_its_class_is_measured_all_the_same():
+def test_object_whose_class_cannot_be_read_is_measured():
     for value in (Proxy(), [Proxy()]):
         assert memory_size(value) >= sys.getsizeof(value)
 
 
-def test_counting_stops_at_a_number_of_objects(monkeypatch):
+def test_measuring_stops_after_a_number_of_objects(monkeypatch):
     monkeypatch.setattr("swr.stores.memory_size._MOST_OBJECTS", 100)
     assert memory_size([[n] for n in range(10_000)]) >= sys.getsizeof([]) * 100
 
 
 @pytest.mark.parametrize("limit", [3000, 5000])
-def test_what_is_not_counted_is_taken_for_as_large_as_what_is(limit):
+def test_size_of_unmeasured_objects_is_estimated_from_measured_ones(limit):
     value = [f"{number:05}" for number in range(10_000)]
     size, is_whole = measure(value, limit)
     assert not is_whole
@@ -104,7 +104,7 @@ class TestLargeValues:
         # What is counted first says little about the rest.
         return [[str(number)] * 1 for number in range(3000)] + ["x" * 1000 + str(number) for number in range(20_000)]
 
-    async def test_a_large_value_is_measured_in_a_thread_and_keeps_its_place(self, value):
+    async def test_large_value_stays_in_l1_and_its_weight_is_measured_later(self, value):
         async with Cache() as cache:
             await cache.get_or_load("k", lambda: value, Policy(60))
             slot = cache.local.slots["k"]
@@ -115,7 +115,7 @@ class TestLargeValues:
             assert cache.local.slots.currsize == cache.local.slots["k"].weight
             assert (await cache.get_or_load("k", lambda: 1, Policy(60))).value is value
 
-    async def test_a_large_value_that_is_replaced_meanwhile_is_not_put_back(self, value, monkeypatch):
+    async def test_large_value_invalidated_while_it_is_measured_is_not_put_back(self, value, monkeypatch):
         begun, go_on = threading.Event(), threading.Event()
 
         def slow(value):
@@ -131,7 +131,7 @@ class TestLargeValues:
             go_on.set()
         assert "k" not in cache.local.slots
 
-    async def test_a_large_value_that_turns_out_too_large_is_dropped_with_a_word(self, value, caplog):
+    async def test_value_measured_as_too_large_is_dropped_and_logged_once(self, value, caplog):
         async with Cache(l1_max_bytes=memory_size(value) * 9 // 10) as cache:
             for _ in range(2):
                 await cache.get_or_load("k", lambda: value, Policy(60))
@@ -146,7 +146,7 @@ class TestLargeValues:
 
 @pytest.mark.anyio
 @pytest.mark.parametrize("l1_max_bytes", [10_000, 0])
-async def test_a_value_that_a_cache_without_redis_cannot_keep_is_said_once_for_each_key(l1_max_bytes, caplog):
+async def test_value_too_large_for_a_memory_cache_is_logged_once_for_each_key(l1_max_bytes, caplog):
     async with Cache(l1_max_bytes=l1_max_bytes) as cache:
         for key in ("a", "b", "a"):
             assert (await cache.get_or_load(key, lambda: "x" * 20_000, Policy(60))).state is State.MISSING
@@ -157,7 +157,7 @@ async def test_a_value_that_a_cache_without_redis_cannot_keep_is_said_once_for_e
     assert len(warned) == 100
 
 
-def test_the_bytes_that_slots_take_stay_below_the_cap():
+def test_total_weight_of_slots_stays_below_the_cap():
     local = LocalCache(10_000, 100)
     for number in range(20):
         local.put(str(number), entry("x" * 1000))
@@ -165,8 +165,8 @@ def test_the_bytes_that_slots_take_stay_below_the_cap():
     assert sum(slot.weight for slot in local.slots.values()) == local.slots.currsize <= 10_000
 
 
-def test_what_very_many_entries_have_in_common_is_there_once():
-    """A shop keeps a million small pages in each process: what swr adds to each decides how many fit."""
+def test_entries_of_one_loader_share_common_objects_and_take_below_780_bytes():
+    """In a shop with a million small pages, the overhead of each entry decides how many fit."""
     many = 2000
     local = LocalCache(2**30, many)
 
@@ -192,20 +192,20 @@ def test_what_very_many_entries_have_in_common_is_there_once():
     assert taken < slots[0].weight
 
 
-def test_the_time_of_a_load_is_kept_with_three_digits():
+def test_duration_of_a_load_is_rounded_to_three_digits():
     assert stamp("x", Policy(60), 0.0, took=12.3456).took == 12.3
     assert stamp("x", Policy(60), 0.0, took=0.00123456).took == 0.00123
     assert stamp("x", Policy(60), 0.0, took=123456.0).took == 123000.0
 
 
-def test_entries_are_bounded_by_number_too():
+def test_oldest_entries_are_evicted_beyond_the_maximum_number():
     local = LocalCache(2**30, 3)
     for number in range(10):
         local.put(str(number), entry(number))
     assert list(local.slots) == ["7", "8", "9"]
 
 
-def test_what_is_too_large_is_not_held_and_takes_its_predecessor_away():
+def test_too_large_value_is_not_held_and_removes_its_predecessor():
     local = LocalCache(5000, 100)
     local.put("k", entry("small"))
     local.put("other", entry("small"))
@@ -214,17 +214,17 @@ def test_what_is_too_large_is_not_held_and_takes_its_predecessor_away():
     assert local.get("other") is not None
 
 
-def test_a_local_cache_of_no_bytes_holds_nothing():
+def test_local_cache_of_zero_bytes_holds_no_entry():
     local = LocalCache(0, 100)
     local.put("k", entry(None))
     assert local.get("k") is None
 
 
 class TestForgetting:
-    """A clear, or an invalidation that no server has taken, costs the event loop the same however much there is."""
+    """A clear and a pending invalidation take the event loop the same time for any number of entries."""
 
     @pytest.mark.anyio
-    async def test_many_entries_are_gone_at_once_and_freed_in_turns(self):
+    async def test_cleared_entries_are_missing_at_once_and_freed_in_steps(self):
         local, freed = LocalCache(2**30, 10_000), []
         local.start = lambda function, *args: freed.append((function, args))
         for number in range(3500):
@@ -246,7 +246,7 @@ class TestForgetting:
         assert local.get("5").entry.value == "new"
 
     @pytest.mark.anyio
-    async def test_a_cache_forgets_all_at_a_clear(self):
+    async def test_clear_outdates_all_entries_and_frees_them_later(self):
         async with Cache() as cache:
             for number in range(1500):
                 await cache.get_or_load(str(number), lambda: 1, Policy(60))
@@ -257,7 +257,7 @@ class TestForgetting:
                     await anyio.lowlevel.checkpoint()
             assert (await cache.get_or_load("7", lambda: 3, Policy(60))).value == 2
 
-    def test_a_tag_is_forgotten_without_a_look_at_each_entry(self):
+    def test_forgetting_a_tag_outdates_only_its_entries(self):
         local = LocalCache(2**30, 10_000)
         for number in range(4):
             local.put(str(number), stamp(number, Policy(60, tags=(f"t{number % 2}",)), 0.0))
@@ -269,7 +269,7 @@ class TestForgetting:
         local.put("3", stamp("new", Policy(60, tags=("t1",)), 0.0))
         assert [local.get(str(number)) is None for number in range(4)] == [False, True, False, False]
 
-    def test_of_more_tags_than_are_remembered_all_is_forgotten(self, monkeypatch):
+    def test_all_entries_are_dropped_when_too_many_tags_are_forgotten(self, monkeypatch):
         monkeypatch.setattr("swr.stores.local._MOST_FORGOTTEN", 1)
         local = LocalCache(2**30, 10_000)
         for number in range(4):
@@ -289,10 +289,10 @@ class TestAlias:
         local.alias(local.get("k"), ("a", "b"), local.aliases_of(""))
         return local
 
-    def test_an_alias_leads_to_its_slot(self, local):
+    def test_alias_leads_to_its_slot(self, local):
         assert local.aliases_of("") == {("a", "b"): local.get("k")}
 
-    def test_a_slot_keeps_its_first_alias(self, local):
+    def test_slot_keeps_its_first_alias(self, local):
         local.alias(local.get("k"), "another", local.aliases_of("2"))
         assert local.aliases_of("2") == {}
         assert local.aliases_of("") == {("a", "b"): local.get("k")}
@@ -307,14 +307,14 @@ class TestAlias:
             lambda local: local.put("large", entry("x" * 8800)),
             lambda local: [local.put(str(number), entry(number)) for number in range(5)],
         ],
-        ids=["replaced", "replaced by nothing", "dropped", "cleared", "pushed out by size", "pushed out by number"],
+        ids=["replaced", "replaced by a too large value", "dropped", "cleared", "evicted by size", "evicted by number"],
     )
-    def test_an_alias_goes_with_its_slot(self, local, lose):
+    def test_alias_is_removed_with_its_slot(self, local, lose):
         lose(local)
         assert local.aliases_of("") == {}
 
 
-def test_a_tag_version_outdates_older_entries_with_the_tag():
+def test_tag_version_outdates_older_entries_with_the_tag():
     tag_versions = TagVersions()
     assert tag_versions.raise_to("t", 5)
     assert not tag_versions.raise_to("t", 5)

@@ -22,7 +22,7 @@ def anyio_backend():
 
 
 @pytest.mark.parametrize("stored", [True, False])
-async def test_distinct_query_strings_fill_no_memory(stored, monkeypatch):
+async def test_memory_stops_growing_with_many_distinct_query_strings(stored, monkeypatch):
     if not FULL:
         monkeypatch.setattr("swr.middleware.config._MOST_UNCACHEABLE", 150)
         monkeypatch.setattr("swr.stores.memory._MOST_ANNOUNCED", 150)

@@ -160,8 +160,8 @@ def system(request):
     return request.param()
 
 
-class TestBoth:
-    async def test_what_happens_is_counted(self, system, cache, clock):
+class TestBothExporters:
+    async def test_reads_loads_commits_and_invalidations_are_counted(self, system, cache, clock):
         system.export(cache)
         await live(cache, clock)
         for name, labels, expected in LIVED:
@@ -179,7 +179,7 @@ class TestBoth:
         size = sum(slot.weight for slot in cache.local.slots.values())
         assert system.value("swr.l1.size") == size > 0
 
-    async def test_what_is_about_leases_is_counted(self, system, place_url):
+    async def test_lease_losses_refusals_and_waits_are_counted(self, system, place_url):
         """Of two caches where one server is there for both; else of one, that loses its lease to an invalidation."""
         async with Cache(place_url, namespace="one", timeout=5, lease_for=0.03) as one:
             system.export(one)
@@ -223,7 +223,7 @@ class TestBoth:
                 await until(lambda labels=labels: system.value("swr.invalidations", labels) == 1)
 
     @pytest.mark.uncounted
-    async def test_caches_are_told_apart_by_their_namespaces_and_counted_as_one_where_they_share_it(self, system):
+    async def test_caches_are_counted_by_namespace_and_summed_within_one(self, system):
         caches = [Cache(namespace="a"), Cache(namespace="b"), Cache(namespace="b")]
         ends = [system.export(cache) for cache in caches]
         for cache in caches:
@@ -241,7 +241,7 @@ class TestBoth:
         for cache in caches:
             await cache.aclose()
 
-    async def test_an_export_ends_and_begins_again(self, system):
+    async def test_export_can_end_and_begin_again_but_not_run_twice(self, system):
         async with Cache(namespace="shop") as cache:
             end = system.export(cache)
             with pytest.raises(ConfigurationError, match="the cache 'shop' is already exported here"):
@@ -258,18 +258,18 @@ class TestBoth:
             assert system.value("swr.store.up") == 1
             end()
 
-    async def test_only_a_cache_can_be_exported(self, system):
-        with pytest.raises(ConfigurationError, match="is not a swr"):
+    async def test_export_of_anything_but_a_cache_is_refused(self, system):
+        with pytest.raises(ConfigurationError, match="give a swr"):
             system.export("redis://127.0.0.1")
 
 
-class TestAServer:
+class TestRedisServer:
     @pytest.fixture
     def anyio_backend(self):
         return "asyncio"
 
     @pytest.mark.uncounted
-    async def test_outage_of_the_store_is_counted(self, system, own_server):
+    async def test_store_outage_is_counted_once_and_store_is_up_again(self, system, own_server):
         async with Cache(own_server.url, namespace="shop", timeout=5) as cache:
             system.export(cache)
             assert system.value("swr.store.up") == 1
@@ -286,7 +286,7 @@ class TestPrometheus:
     def anyio_backend(self):
         return "asyncio"
 
-    async def test_every_series_is_there_from_the_start(self):
+    async def test_series_without_loader_or_route_exist_from_the_start(self):
         system = Scraped()
         async with Cache(namespace="shop") as cache:
             system.export(cache)
@@ -297,7 +297,7 @@ class TestPrometheus:
                 expected = 1 if name == "swr.store.up" else 0
                 assert system.value(name, labels) in (expected, (expected, 0)), (name, labels)
 
-    async def test_a_scrape_asks_each_cache_once_for_its_numbers(self):
+    async def test_scrape_reads_stats_of_each_cache_once(self):
         """They take milliseconds if thousands of keys back off, and a scrape holds up the event loop."""
         registry, asked, caches = CollectorRegistry(), [], [Cache(namespace="a"), Cache(namespace="b")]
         for cache in caches:
@@ -306,7 +306,7 @@ class TestPrometheus:
         generate_latest(registry)
         assert asked == caches
 
-    async def test_the_metrics_leave_the_registry_with_the_last_cache(self):
+    async def test_metrics_leave_the_registry_when_the_last_export_ends(self):
         system = Scraped()
         caches = [Cache(namespace="a"), Cache(namespace="b")]
         first, second = (system.export(cache) for cache in caches)
@@ -320,7 +320,7 @@ class TestPrometheus:
         assert system.value("swr.store.up", namespace="a") == 1
         again()
 
-    async def test_in_multiprocess_mode_every_read_is_added_at_once(self, monkeypatch, tmp_path):
+    async def test_multiprocess_mode_adds_every_read_at_once(self, monkeypatch, tmp_path):
         """There another process collects, which can ask this one for nothing."""
         monkeypatch.setenv("PROMETHEUS_MULTIPROC_DIR", str(tmp_path))
         system, clock = Scraped(), FakeClock()
@@ -343,7 +343,7 @@ class TestPrometheus:
             assert system.value("swr.bypasses", {"reason": "cookie"}) == 2
             end()
 
-    def test_in_multiprocess_mode_the_reads_of_all_processes_add_up(self, tmp_path):
+    def test_multiprocess_mode_sums_reads_of_all_processes(self, tmp_path):
         code = """
 import asyncio
 from prometheus_client import CollectorRegistry, generate_latest, multiprocess
@@ -367,7 +367,7 @@ print([line for line in generate_latest(registry).decode().splitlines() if 'fres
         ]
         assert [float(one.stdout.split()[-1]) for one in said] == [2, 4]
 
-    async def test_by_default_it_is_the_registry_of_the_process(self):
+    async def test_prometheus_export_uses_the_default_registry_without_an_argument(self):
         async with Cache(namespace="mine") as cache:
             end = prometheus.export(cache)
             assert REGISTRY.get_sample_value("swr_store_up", {"cache": "mine"}) == 1
@@ -380,7 +380,7 @@ class TestOpenTelemetry:
     def anyio_backend(self):
         return "asyncio"
 
-    async def test_kinds_units_and_buckets_are_as_its_conventions_have_them(self, recwarn, caplog):
+    async def test_instruments_have_kind_unit_and_buckets_of_each_metric(self, recwarn, caplog):
         system, clock = Collected(), FakeClock()
         async with Cache(namespace="shop", clock=clock) as cache, Cache(namespace="other") as other:
             for each in (cache, other):
@@ -406,7 +406,7 @@ class TestOpenTelemetry:
         # The SDK complains of an instrument that is made twice.
         assert [record.message for record in caplog.records if record.name.startswith("opentelemetry")] == []
 
-    def test_by_default_it_is_the_global_provider_whenever_that_is_set_up(self):
+    def test_otel_export_uses_global_provider_even_if_it_is_set_later(self):
         code = """
 import asyncio
 from opentelemetry import metrics
@@ -445,7 +445,7 @@ asyncio.run(main())
         ("swr.metrics.tracing", "opentelemetry", "opentelemetry-api: pip install 'swr[otel]'"),
     ],
 )
-def test_a_package_that_is_missing_is_named(monkeypatch, name, package, extra):
+def test_missing_package_is_named_with_how_to_install_it(monkeypatch, name, package, extra):
     for module in (name, name.replace("swr.", "swr.metrics.")):
         monkeypatch.delitem(sys.modules, module, raising=False)
     monkeypatch.setitem(sys.modules, package, None)
@@ -463,7 +463,7 @@ def row(metric):
     return "|".join(["", *(f" {cell} " if cell else " " for cell in [*cells, metric.about]), ""])
 
 
-def test_the_documentation_has_every_metric_as_it_is():
+def test_documentation_lists_every_metric_with_its_labels():
     page = (Path(__file__).parent.parent / "docs" / "events.md").read_text()
     rows = [line for line in page.splitlines() if line.startswith("| `swr_")]
     assert rows == [row(metric) for metric in METRICS]

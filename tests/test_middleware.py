@@ -32,7 +32,7 @@ pytestmark = pytest.mark.anyio
 
 
 class TestServing:
-    async def test_missing_fresh_stale_and_what_the_headers_say(self, cache, clock):
+    async def test_headers_report_missing_then_fresh_then_stale_with_age_and_ttl(self, cache, clock):
         app = App(MAX_AGE)
         async with client(SWRMiddleware(app, cache)) as http:
             answers = []
@@ -49,7 +49,7 @@ class TestServing:
         ]
         assert "date" not in response.headers
 
-    async def test_what_was_prepared_for_a_hit_holds_for_a_second(self, cache, clock):
+    async def test_age_and_ttl_of_repeated_hits_advance_each_second(self, cache, clock):
         async with client(SWRMiddleware(App(MAX_AGE), cache)) as http:
             await http.get("/x")
             ages = []
@@ -71,7 +71,7 @@ class TestServing:
         ],
         ids=["url", "tag", "all", "POST"],
     )
-    async def test_what_was_prepared_is_not_sent_once_it_is_invalid(self, cache, outdate):
+    async def test_prepared_hit_is_not_sent_after_an_invalidation(self, cache, outdate):
         app = App(MAX_AGE)
         async with client(SWRMiddleware(app, cache, rules=[Rule("/x", tags=["t"])])) as http:
             for _ in range(2):
@@ -83,7 +83,7 @@ class TestServing:
                 assert after[1] != before[0][1]
 
     @pytest.mark.uncounted
-    async def test_what_is_asked_for_all_the_time_is_not_the_least_recently_used(self, clock):
+    async def test_entry_that_is_read_all_the_time_is_not_evicted(self, clock):
         async with Cache(clock=clock, l1_max_bytes=20_000) as cache:
             app = App(MAX_AGE)
             async with client(SWRMiddleware(app, cache)) as http:
@@ -95,21 +95,21 @@ class TestServing:
                     await http.get(f"/{number}")
                 assert len(cache.local.slots) < 20
 
-    async def test_the_first_second_of_staleness_is_one(self, cache, clock):
+    async def test_ttl_is_negative_within_the_first_second_of_staleness(self, cache, clock):
         """RFC 9211 2.5: ttl is negative once it is stale."""
         async with client(SWRMiddleware(App(MAX_AGE), cache)) as http:
             await http.get("/x")
             clock.advance(60.25)
             assert (await http.get("/x")).headers["cache-status"] == "swr; hit; ttl=-1"
 
-    async def test_an_upstream_swr_adds_to_cache_status_and_yields_its_state(self, cache):
+    async def test_outer_swr_appends_to_cache_status_and_replaces_swr_state(self, cache):
         async with client(SWRMiddleware(SWRMiddleware(App(MAX_AGE), cache), Cache(clock=cache.engine.clock))) as http:
             for state, status in (("missing", "swr; fwd=uri-miss; stored"), ("fresh", "swr; hit; ttl=60")):
                 response = await http.get("/x")
                 assert response.headers.get_list("swr-state") == [state]
                 assert response.headers.get_list("cache-status") == ["swr; fwd=uri-miss; stored", status]
 
-    async def test_a_dead_copy_here_does_not_hide_what_the_store_has(self, clock):
+    async def test_expired_local_entry_does_not_hide_a_fresh_one_in_the_store(self, clock):
         async with fleet(2, clock) as processes:
             middlewares = []
             app = App([(b"cache-control", b"max-age=10, stale-while-revalidate=10")])
@@ -129,7 +129,7 @@ class TestServing:
                 clock.advance(9)
                 assert (await one.head("/x")).headers["swr-state"] == "fresh"
 
-    async def test_status_headers_and_body_come_back_byte_for_byte(self, cache):
+    async def test_hit_repeats_status_headers_and_body_byte_for_byte(self, cache):
         headers = [
             (b"cache-control", b"max-age=60"),
             (b"X-Twice", b"1"),
@@ -151,13 +151,13 @@ class TestServing:
     @pytest.mark.uncounted
     @pytest.mark.parametrize("chunks", [[b"a", b"", b"b"], [b""], [b"x"] * 100])
     @pytest.mark.parametrize("last", [b"", b"end"])
-    async def test_a_body_in_many_messages_is_cached_alike(self, cache, chunks, last):
+    async def test_body_sent_in_many_messages_is_cached_whole(self, cache, chunks, last):
         app = App(MAX_AGE, body=last, chunks=chunks)
         async with client(SWRMiddleware(app, cache)) as http:
             for state in ("missing", "fresh"):
                 assert brief(await http.get("/x")) == (200, b"".join([*chunks, last]).decode(), state)
 
-    async def test_a_stale_answer_waits_for_nothing_and_is_refreshed_once(self, cache, clock):
+    async def test_stale_hits_return_at_once_and_cause_one_refresh(self, cache, clock):
         app = App(MAX_AGE)
         async with client(SWRMiddleware(app, cache)) as http:
             await http.get("/x")
@@ -172,8 +172,8 @@ class TestServing:
             await settle()
             assert brief(await http.get("/x")) == (200, "2", "fresh")
 
-    async def test_stale_answers_count_on_while_one_refreshes(self, cache, clock):
-        """What is prepared for a hit is as true of a stale one: age, state and ttl, whole and as 304."""
+    async def test_age_and_ttl_of_stale_hits_advance_during_the_refresh(self, cache, clock):
+        """Age, state and ttl are right in each, whole and as 304, though swr prepares the response once."""
         app = App([*MAX_AGE, (b"etag", b'"1"')])
         async with client(SWRMiddleware(app, cache)) as http:
             await http.get("/x")
@@ -200,7 +200,7 @@ class TestServing:
             assert brief(await http.get("/x")) == (200, "2", "missing")
         assert app.runs == 2
 
-    async def test_many_cold_readers_are_one_run(self, cache):
+    async def test_many_cold_readers_cause_one_run_of_the_app(self, cache):
         app = App(MAX_AGE)
         async with client(SWRMiddleware(app, cache)) as http:
             answers = await gather(*(http.get("/x") for _ in range(50)), open_later(app))
@@ -210,7 +210,7 @@ class TestServing:
         assert sorted(set(marks)) == ["swr; fwd=uri-miss; collapsed", "swr; fwd=uri-miss; stored"]
         assert marks.count("swr; fwd=uri-miss; stored") == 1
 
-    async def test_paths_queries_hosts_and_schemes_are_different_resources(self, cache):
+    async def test_path_query_host_and_scheme_each_select_another_entry(self, cache):
         app = App(MAX_AGE)
         urls = [
             "/a",
@@ -247,7 +247,7 @@ class TestServing:
             )
         assert app.runs == 2
 
-    async def test_safe_methods_and_other_protocols_pass_through_untouched(self, cache):
+    async def test_options_and_websocket_pass_through_untouched(self, cache):
         seen = []
 
         async def app(scope, receive, send):
@@ -259,7 +259,7 @@ class TestServing:
             await middleware(scope, receive, send)
         assert seen == [("http", receive, send), ("websocket", receive, send)]
 
-    async def test_the_foreground_run_sees_the_whole_request(self, cache):
+    async def test_foreground_run_gets_the_headers_and_body_of_the_request(self, cache):
         async def app(scope, receive, send):
             header, body, more = dict(scope["headers"])[b"x-custom"], b"", True
             while more:
@@ -273,7 +273,7 @@ class TestServing:
 
 
 class TestConditions:
-    async def test_if_none_match_is_answered_304(self, cache):
+    async def test_matching_if_none_match_on_a_hit_gets_a_304(self, cache):
         app = App([*MAX_AGE, (b"etag", b'"v1"'), (b"content-type", b"text/plain"), (b"content-length", b"1")])
         async with client(SWRMiddleware(app, cache)) as http:
             await http.get("/x")
@@ -287,7 +287,7 @@ class TestConditions:
                 assert (response.status_code, response.content, response.headers["etag"]) == (304, b"", '"v1"')
         assert app.runs == 1
 
-    async def test_a_condition_on_a_miss_is_answered_from_what_is_stored_for_all(self, cache):
+    async def test_matching_if_none_match_on_a_miss_gets_a_304_and_stores_the_whole(self, cache):
         """RFC 9110 13.1.2: the app is asked for the whole, so that everybody's next request is a hit."""
         seen = []
 
@@ -302,7 +302,7 @@ class TestConditions:
             assert brief(await http.get("/x")) == (200, "x", "fresh")
         assert seen == [None]
 
-    async def test_requests_say_what_they_accept(self, cache, clock):
+    async def test_only_if_cached_gets_a_504_on_a_miss_and_no_cache_still_gets_hits(self, cache, clock):
         app = App(MAX_AGE)
         async with client(SWRMiddleware(app, cache)) as http:
 
@@ -344,7 +344,7 @@ class TestNeverShared:
         ],
     )
     @pytest.mark.parametrize("rule", [None, Rule("/x", fresh_for=60, stale_for=600, override=True)])
-    async def test_it_is_not_stored(self, cache, headers, rule):
+    async def test_response_with_private_no_store_set_cookie_or_vary_star_is_not_stored(self, cache, headers, rule):
         app = App(headers)
         async with client(SWRMiddleware(app, cache, rules=[rule] if rule else [])) as http:
             answers = []
@@ -358,7 +358,7 @@ class TestNeverShared:
 
     @pytest.mark.uncounted
     @pytest.mark.parametrize("header", ["authorization", "x-api-key"])
-    async def test_credentials(self, cache, header):
+    async def test_response_to_a_request_with_credentials_is_shared_only_if_public(self, cache, header):
         app = App([(b"cache-control", b"max-age=60")])
         rules = [Rule("/ruled", fresh_for=60, override=True)]
         async with client(SWRMiddleware(app, cache, rules=rules)) as http:
@@ -373,7 +373,7 @@ class TestNeverShared:
             assert brief(await http.get("/public", headers={header: "b"}))[2] == "fresh"
             assert brief(await http.get("/public"))[2] == "fresh"
 
-    async def test_a_request_with_credentials_that_joins_another_load_is_answered_for_itself(self, cache):
+    async def test_request_with_credentials_gets_its_own_response_during_another_load(self, cache):
         app = App([(b"cache-control", b"max-age=60")])
         async with client(SWRMiddleware(app, cache)) as http:
 
@@ -384,7 +384,7 @@ class TestNeverShared:
             first, other, _ = await gather(http.get("/x"), second(), open_later(app))
         assert (first.text, other.text) == ("1", "2")
 
-    async def test_cookies(self, cache):
+    async def test_request_with_a_cookie_bypasses_the_cache(self, cache):
         app = App(MAX_AGE)
         async with client(SWRMiddleware(app, cache)) as http:
             await http.get("/x")
@@ -392,7 +392,7 @@ class TestNeverShared:
             assert (response.text, response.headers["cache-status"]) == ("2", 'swr; fwd=bypass; detail="cookie"')
             assert (await http.get("/x")).text == "1"
 
-    async def test_a_rule_names_the_cookies_that_matter(self, cache, clock):
+    async def test_cookies_of_a_rule_select_the_response_and_other_cookies_do_not(self, cache, clock):
         app = App()
         rules = [
             Rule("/none", fresh_for=60, stale_for=60, cookies=()),
@@ -412,14 +412,14 @@ class TestNeverShared:
             await settle()
             assert (dict(app.scopes[-1]["headers"])[b"cookie"], await get("/x", "lang=de")) == (b"lang=de", "5")
 
-    async def test_cookies_as_rfc_9111_has_them(self, cache):
+    async def test_option_cookies_rfc9111_shares_responses_despite_cookies_and_set_cookie(self, cache):
         app = App([*MAX_AGE, (b"set-cookie", b"a=b")])
         async with client(SWRMiddleware(app, cache, cookies="rfc9111")) as http:
             await http.get("/x", headers={"cookie": "session=1"})
             response = await http.get("/x", headers={"cookie": "session=2"})
             assert (*brief(response), response.headers["set-cookie"]) == (200, "1", "fresh", "a=b")
 
-    async def test_what_cannot_be_stored_is_not_queued(self, cache):
+    async def test_readers_of_an_uncacheable_url_do_not_wait_for_each_other(self, cache):
         app = App([(b"cache-control", b"private")])
         middleware = SWRMiddleware(app, cache)
         async with client(middleware) as http:
@@ -436,7 +436,7 @@ class TestNeverShared:
             with anyio.fail_after(60):
                 await gather(*(http.get("/x") for _ in range(10)), all_at_once())
 
-    async def test_it_is_remembered_for_a_while_only(self, cache, clock):
+    async def test_uncacheable_url_is_remembered_for_a_limited_time(self, cache, clock):
         app = App([(b"cache-control", b"no-store")])
         async with client(SWRMiddleware(app, cache)) as http:
             await http.get("/x")
@@ -447,7 +447,7 @@ class TestNeverShared:
             assert brief(await http.get("/x")) == (200, "4", "missing")
             assert brief(await http.get("/x")) == (200, "4", "fresh")
 
-    async def test_a_background_run_is_given_nothing_that_the_key_does_not_account_for(self, cache, clock):
+    async def test_background_run_gets_only_the_parts_of_the_request_in_its_key(self, cache, clock):
         app = App([*MAX_AGE, (b"vary", b"Accept-Language")])
         variable, seen = contextvars.ContextVar("variable", default=None), []
 
@@ -470,7 +470,7 @@ class TestNeverShared:
         assert sorted(scope["headers"]) == [(b"accept-language", b"de"), (b"host", b"test")]
         assert (scope["client"], scope["extensions"], scope["state"]) == (None, {}, {})
 
-    async def test_headers_that_fastapi_hands_down_select_the_answer(self, cache, clock):
+    async def test_headers_declared_in_fastapi_select_the_response(self, cache, clock):
         """An endpoint that asks for a request field answers by it, whether `Vary` says so or not."""
         app = FastAPI()
 
@@ -512,13 +512,13 @@ class TestNeverShared:
                     await anyio.sleep(0.005)
             assert answer == (200, '"bob en"', "fresh")
 
-    async def test_a_rule_may_name_the_fields_that_matter(self, cache):
+    async def test_vary_of_a_rule_selects_the_response(self, cache):
         app = App()
         async with client(SWRMiddleware(app, cache, rules=[Rule("/x", fresh_for=60, vary=("X-User",))])) as http:
             texts = [(await http.get("/x", headers={"x-user": user})).text for user in ("a", "b", "a")]
         assert texts == ["1", "2", "1"]
 
-    async def test_credentials_do_not_take_away_what_others_share(self, cache):
+    async def test_request_with_credentials_keeps_the_entry_that_others_share(self, cache):
         app = App([(b"cache-control", b"max-age=60")])
         async with client(SWRMiddleware(app, cache)) as http:
             await http.get("/x")
@@ -527,7 +527,7 @@ class TestNeverShared:
             assert brief(await http.get("/x")) == (200, "1", "fresh")
 
     @pytest.mark.parametrize("status", [401, 412, 429])
-    async def test_what_is_about_one_client_changes_nothing_for_others(self, cache, clock, status):
+    async def test_refusal_of_one_client_does_not_replace_the_stored_response(self, cache, clock, status):
         app = App(MAX_AGE)
         async with client(SWRMiddleware(app, cache)) as http:
             await http.get("/x")
@@ -540,7 +540,7 @@ class TestNeverShared:
             await settle()
             assert brief(await http.get("/x")) == (200, "1", "stale")
 
-    async def test_a_slow_client_keeps_nobody_else_waiting(self, cache):
+    async def test_slow_client_does_not_delay_other_readers(self, cache):
         app = App(MAX_AGE, chunks=[b"x" * 1000] * 5)
         middleware = SWRMiddleware(app, cache)
         reading = anyio.Event()
@@ -560,7 +560,7 @@ class TestNeverShared:
             reading.set()
         assert len(b"".join(message.get("body", b"") for message in slow.sent)) == 5001
 
-    async def test_the_trouble_of_the_first_client_is_its_own(self, cache):
+    async def test_send_error_of_the_first_client_does_not_reach_waiters(self, cache):
         app = App(MAX_AGE)
         middleware = SWRMiddleware(app, cache)
 
@@ -574,7 +574,7 @@ class TestNeverShared:
         assert isinstance(first, RuntimeError)
         assert second.text == "1"
 
-    async def test_two_hosts_or_a_host_that_runs_into_the_path_are_keys_of_their_own(self, cache):
+    async def test_repeated_host_or_host_with_a_path_has_its_own_entry(self, cache):
         app = App(MAX_AGE)
         middleware = SWRMiddleware(app, cache)
         seen = set()
@@ -585,7 +585,7 @@ class TestNeverShared:
                 seen.add(http.sent[-1]["body"])
         assert len(seen) == 6
 
-    async def test_cookies_are_read_as_apps_read_them(self, cache):
+    async def test_order_of_repeated_cookies_selects_the_response(self, cache):
         app = App()
         rules = [Rule("/x", fresh_for=60, cookies=("a",))]
         async with client(SWRMiddleware(app, cache, rules=rules)) as http:
@@ -595,7 +595,7 @@ class TestNeverShared:
         # The first and the fourth are the same cookies in the same order.
         assert len(texts) == 4
 
-    async def test_what_the_app_does_to_the_scope_is_not_what_was_asked(self, cache):
+    async def test_scope_changes_by_the_app_do_not_change_the_key(self, cache):
         inner = App([*MAX_AGE, (b"vary", b"accept-language")])
 
         async def rewriting(scope, receive, send):
@@ -612,7 +612,7 @@ class TestNeverShared:
             await cache.invalidate_url("/x")
             assert brief(await http.get("/x", headers={"accept-language": "de"}))[2] == "missing"
 
-    async def test_headers_may_be_any_iterable(self, cache):
+    async def test_response_headers_may_be_any_iterable(self, cache):
         async def app(scope, receive, send):
             await send({"type": "http.response.start", "status": 200, "headers": iter(MAX_AGE)})
             await send({"type": "http.response.body", "body": b"x"})
@@ -627,7 +627,7 @@ class TestNeverShared:
 
 
 class TestVary:
-    async def test_variants_are_kept_apart_and_normalised(self, cache):
+    async def test_variants_are_selected_by_normalised_field_values(self, cache):
         app = App([*MAX_AGE, (b"vary", b"Accept-Language , X-Other")])
         async with client(SWRMiddleware(app, cache)) as http:
 
@@ -643,7 +643,7 @@ class TestVary:
                 "4",
             ]
 
-    async def test_a_variant_is_refreshed_for_itself(self, cache, clock):
+    async def test_stale_variant_is_refreshed_without_the_others(self, cache, clock):
         app = App([*MAX_AGE, (b"vary", b"accept-language")])
         async with client(SWRMiddleware(app, cache)) as http:
             for language in ("de", "en"):
@@ -654,7 +654,7 @@ class TestVary:
             assert brief(await http.get("/x", headers={"accept-language": "de"})) == (200, "3", "fresh")
             assert brief(await http.get("/x", headers={"accept-language": "en"})) == (200, "2", "stale")
 
-    async def test_cold_readers_of_two_variants_get_their_own(self, cache):
+    async def test_cold_readers_of_two_variants_cause_one_run_for_each(self, cache):
         app = App([*MAX_AGE, (b"vary", b"accept-language")])
 
         async def echo(scope, receive, send):
@@ -669,7 +669,7 @@ class TestVary:
         assert [answer.text for answer in answers[:-1]] == languages
         assert app.runs == 2
 
-    async def test_a_url_that_changes_what_it_varies_by(self, cache, clock):
+    async def test_changed_vary_of_a_url_selects_by_the_new_fields(self, cache, clock):
         app = App(MAX_AGE)
         async with client(SWRMiddleware(app, cache)) as http:
             await http.get("/x", headers={"a": "1", "b": "1"})
@@ -682,7 +682,7 @@ class TestVary:
                 assert len(set(texts)) == (4 if b"," in vary else 2)
 
     @pytest.mark.parametrize("turns", [1, 4])
-    async def test_a_url_that_never_settles_passes_through(self, cache, monkeypatch, turns):
+    async def test_url_with_another_vary_each_time_still_answers_every_reader(self, cache, monkeypatch, turns):
         monkeypatch.setattr("swr.middleware.handler._MOST_LOOKUPS", turns)
 
         class Restless(App):
@@ -695,7 +695,7 @@ class TestVary:
             answers = await gather(*(http.get("/x") for _ in range(5)), open_later(app))
         assert {answer.status_code for answer in answers[:-1]} == {200}
 
-    async def test_invalidating_a_url_takes_all_variants(self, cache):
+    async def test_invalidating_a_url_invalidates_all_its_variants(self, cache):
         app = App([*MAX_AGE, (b"vary", b"accept-language")])
         async with client(SWRMiddleware(app, cache)) as http:
             for url in ("/x?q=1", "http://other/x?q=1"):
@@ -710,7 +710,7 @@ class TestVary:
             await cache.invalidate_url("http://whatever/x")
             assert brief(await http.get("/x"))[2] == "missing"
 
-    async def test_variants_are_kept_while_the_store_is_unreachable(self, clock):
+    async def test_variants_are_cached_while_the_store_is_unreachable(self, clock):
         async with fleet(1, clock) as (process,):
             app = App([*MAX_AGE, (b"vary", b"accept-language")])
             middleware = SWRMiddleware(app, cache_on(process, clock))
@@ -723,7 +723,7 @@ class TestVary:
                 app.headers = []
                 assert brief(await http.get("/y")) == (200, "3", "missing")
 
-    async def test_a_variant_that_an_invalidation_overtook_is_not_kept_without_a_lease(self, clock):
+    async def test_variant_overtaken_by_an_invalidation_is_not_kept_without_a_lease(self, clock):
         async with fleet(1, clock) as (process,):
             app = App([*MAX_AGE, (b"vary", b"accept-language")])
             middleware = SWRMiddleware(app, cache_on(process, clock))
@@ -741,7 +741,7 @@ class TestVary:
                 assert brief(await http.get("/x")) == (200, "2", "missing")
 
     @pytest.mark.parametrize("trouble", ["away", "held"])
-    async def test_a_variant_that_cannot_be_stored_is_answered(self, clock, trouble):
+    async def test_variant_is_answered_if_its_own_lease_is_held_or_unavailable(self, clock, trouble):
         async with fleet(2, clock) as (process, other):
             app = App([*MAX_AGE, (b"vary", b"accept-language")])
             middleware = SWRMiddleware(app, cache_on(process, clock))
@@ -763,7 +763,7 @@ class TestVary:
 
 
 class TestErrors:
-    async def test_a_background_error_replaces_nothing(self, cache, clock, caplog):
+    async def test_failed_background_refresh_keeps_the_stale_response(self, cache, clock, caplog):
         app = App(MAX_AGE)
         async with client(SWRMiddleware(app, cache)) as http:
             await http.get("/x")
@@ -776,7 +776,7 @@ class TestErrors:
         assert "the app answered 503" in caplog.text
 
     @pytest.mark.parametrize(("status", "chunks"), [(500, None), (502, [b"x"] * 3), (503, [b"x" * 2000]), (504, None)])
-    async def test_stale_if_error(self, cache, clock, status, chunks):
+    async def test_error_status_gets_the_stale_if_error_fallback(self, cache, clock, status, chunks):
         app = App(MAX_AGE)
         async with client(SWRMiddleware(app, cache, max_body_bytes=1000)) as http:
             await http.get("/x")
@@ -788,7 +788,7 @@ class TestErrors:
                 assert response.headers["cache-status"] == f"swr; fwd=stale; fwd-status={status}"
                 assert response.headers["age"] == "661"
 
-    async def test_stale_if_error_stands_in_for_an_exception(self, cache, clock):
+    async def test_exception_gets_the_stale_if_error_fallback(self, cache, clock):
         app = App(MAX_AGE)
         async with client(SWRMiddleware(app, cache)) as http:
             await http.get("/x")
@@ -802,7 +802,7 @@ class TestErrors:
                 "swr; fwd=stale; fwd-status=500",
             )
 
-    async def test_without_anything_stale_the_error_goes_out(self, cache):
+    async def test_error_without_fallback_goes_to_all_waiters_after_one_retry(self, cache):
         app = App(status=503, body=b"down")
         async with client(SWRMiddleware(app, cache)) as http:
             answers = await gather(*(http.get("/x") for _ in range(10)), open_later(app))
@@ -817,20 +817,20 @@ class TestErrors:
     @pytest.mark.parametrize(
         "headers", [[(b"set-cookie", b"a=b")], [(b"cache-control", b"private")], [(b"cache-control", b"no-store")]]
     )
-    async def test_an_error_that_is_for_one_goes_to_nobody_else(self, cache, headers):
+    async def test_error_that_may_not_be_shared_makes_the_app_run_for_each_waiter(self, cache, headers):
         app = App(headers, status=500)
         async with client(SWRMiddleware(app, cache)) as http:
             answers = await gather(*(http.get("/x") for _ in range(3)), open_later(app))
         assert sorted(answer.text for answer in answers[:-1]) == ["1", "2", "3"]
 
-    async def test_a_large_error_is_not_kept_for_others(self, cache):
+    async def test_error_above_max_body_bytes_makes_the_app_run_for_each_waiter(self, cache):
         app = App(status=500, chunks=[b"x" * 600, b"y" * 600])
         async with client(SWRMiddleware(app, cache, max_body_bytes=1000)) as http:
             answers = await gather(*(http.get("/x") for _ in range(2)), open_later(app))
         assert app.runs == 2
         assert [len(answer.content) for answer in answers[:-1]] == [1201, 1201]
 
-    async def test_a_large_error_is_held_back_by_a_client_that_does_not_read(self, cache):
+    async def test_large_error_response_waits_for_a_client_that_does_not_read(self, cache):
         taken = []
 
         async def app(scope, receive, send):
@@ -856,7 +856,7 @@ class TestErrors:
             reading.set()
         assert len(http.sent) == 102
 
-    async def test_an_exception_reaches_everyone_who_waits(self, cache):
+    async def test_exception_of_the_app_reaches_every_waiter_after_one_retry(self, cache):
         app = App()
         app.error = RuntimeError("x")
         async with client(SWRMiddleware(app, cache)) as http:
@@ -864,7 +864,7 @@ class TestErrors:
         assert answers[:-1] == [app.error] * 3
         assert app.runs == 2
 
-    async def test_a_gone_resource_is_not_masked(self, cache, clock):
+    async def test_stale_response_is_not_served_after_a_background_refresh_gets_a_404(self, cache, clock):
         app = App(MAX_AGE)
         async with client(SWRMiddleware(app, cache)) as http:
             await http.get("/x")
@@ -874,7 +874,7 @@ class TestErrors:
             await settle()
             assert brief(await http.get("/x")) == (404, "3", "missing")
 
-    async def test_an_unfinished_response_is_never_stored(self, cache):
+    async def test_response_without_an_end_raises_and_is_not_stored(self, cache):
         async def app(scope, receive, send):
             await send({"type": "http.response.start", "status": 200, "headers": MAX_AGE})
             await send({"type": "http.response.body", "body": b"half", "more_body": True})
@@ -890,7 +890,7 @@ class TestErrors:
                 await middleware(http_scope("/x"), Client().receive, send)
         assert [message["type"] for message in sent] == ["http.response.start", "http.response.body"] * 2
 
-    async def test_an_exception_after_the_response_is_the_leaders_alone(self, cache):
+    async def test_exception_after_the_response_reaches_one_reader_and_the_entry_is_stored(self, cache):
         app = App(MAX_AGE)
 
         async def failing(scope, receive, send):
@@ -902,7 +902,7 @@ class TestErrors:
             assert sum(isinstance(answer, RuntimeError) for answer in answers) == 1
             assert brief(await http.get("/x")) == (200, "1", "fresh")
 
-    async def test_an_exception_after_a_response_in_the_background_is_logged(self, cache, clock, caplog):
+    async def test_exception_after_a_background_response_is_logged_and_the_entry_stored(self, cache, clock, caplog):
         app = App(MAX_AGE)
 
         async def failing(scope, receive, send):
@@ -920,7 +920,7 @@ class TestErrors:
 
 
 class TestStreams:
-    async def test_large_responses_pass_through_unbuffered(self, cache):
+    async def test_response_above_max_body_bytes_passes_through_unbuffered(self, cache):
         sent_before_the_end = []
 
         class Big(App):
@@ -942,7 +942,7 @@ class TestStreams:
         assert sent_before_the_end[5:] == [2, 3, 4, 5, 6]
         assert app.runs == 2
 
-    async def test_a_declared_length_is_believed_at_the_headers(self, cache):
+    async def test_content_length_above_max_body_bytes_is_reported_as_too_large(self, cache):
         app = App([*MAX_AGE, (b"content-length", b"2000")], body=b"x" * 2000)
         async with client(SWRMiddleware(app, cache, max_body_bytes=1000)) as http:
             answers = await gather(*(http.get("/x") for _ in range(3)), open_later(app))
@@ -950,7 +950,7 @@ class TestStreams:
             'swr; fwd=uri-miss; detail="too large"'
         ] * 3
 
-    async def test_server_sent_events_hang_nobody(self, cache):
+    async def test_server_sent_events_reach_every_client_at_the_same_time(self, cache):
         ended = []
 
         class Events:  # not a generator: Starlette closes none, and trio warns of one that is left at its yield
@@ -979,7 +979,7 @@ class TestStreams:
                     http.gone.set()
         assert len(ended) == 3
 
-    async def test_a_client_that_leaves_half_way_ends_nothing(self, cache):
+    async def test_response_is_stored_whole_after_its_client_leaves_half_way(self, cache):
         half_way, go_on = anyio.Event(), anyio.Event()
 
         async def endpoint(request):
@@ -1010,7 +1010,7 @@ class TestStreams:
             async with client(middleware) as later:
                 assert brief(await later.get(f"/x?{how}")) == (200, "ab", "fresh")
 
-    async def test_a_client_that_leaves_a_response_that_is_not_stored_ends_it(self, cache):
+    async def test_uncacheable_response_is_cancelled_when_its_client_leaves(self, cache):
         began, ended = anyio.Event(), []
 
         async def app(scope, receive, send):
@@ -1029,7 +1029,7 @@ class TestStreams:
         await settle()
         assert ended == [1]
 
-    async def test_a_client_that_left_is_asked_for_nothing_more(self, cache):
+    async def test_client_that_left_is_not_asked_for_more_messages(self, cache):
         gone = anyio.Event()
 
         async def app(scope, receive, send):
@@ -1051,7 +1051,7 @@ class TestStreams:
         async with client(middleware) as later:
             assert brief(await later.get("/x")) == (200, "x", "fresh")
 
-    async def test_a_write_error_of_a_response_that_is_not_stored_is_the_apps(self, cache):
+    async def test_write_error_of_an_uncacheable_response_is_raised_in_the_app(self, cache):
         async def app(scope, receive, send):
             await send({"type": "http.response.start", "status": 200, "headers": []})
             http.gone.set()
@@ -1063,7 +1063,7 @@ class TestStreams:
         await SWRMiddleware(app, cache)(http_scope("/x"), http.receive, http.send)
         assert len(http.sent) == 1
 
-    async def test_an_endless_response_behind_everybodys_back_is_ended(self, cache, clock):
+    async def test_endless_response_in_a_background_run_is_ended(self, cache, clock):
         ended = []
         app = App(MAX_AGE)
 
@@ -1085,7 +1085,7 @@ class TestStreams:
             await settle()
         assert (app.runs, ended) == (2, [1])
 
-    async def test_a_background_run_is_given_one_empty_request_and_then_silence(self, cache, clock):
+    async def test_background_run_receives_one_empty_request_and_no_more(self, cache, clock):
         heard = []
 
         async def app(scope, receive, send):
@@ -1108,7 +1108,7 @@ class TestStreams:
         await until(lambda: len(heard) == 4)
         assert heard[2:] == [{"type": "http.request", "body": b"", "more_body": False}, True]
 
-    async def test_extensions_pass_and_what_is_not_seen_is_not_stored(self, cache):
+    async def test_extension_messages_pass_and_unseen_bodies_are_not_stored(self, cache):
         for kind in ("http.response.pathsend", "http.response.zerocopysend"):
 
             async def app(scope, receive, send, kind=kind):
@@ -1127,7 +1127,7 @@ class TestStreams:
                     kind,
                 ]
 
-    async def test_trailers_pass_and_keep_a_response_from_being_stored(self, cache):
+    async def test_response_with_trailers_passes_and_is_not_stored(self, cache):
         async def app(scope, receive, send):
             await send({"type": "http.response.start", "status": 200, "headers": MAX_AGE, "trailers": True})
             await send({"type": "http.response.body", "body": b"x"})
@@ -1139,7 +1139,7 @@ class TestStreams:
             await middleware(http_scope("/x"), http.receive, http.send)
             assert [message["type"].rpartition(".")[2] for message in http.sent] == ["start", "body", "trailers"]
 
-    async def test_a_hint_before_an_answer_that_is_held_back(self, cache, clock):
+    async def test_early_hint_is_sent_before_the_fallback_for_an_error(self, cache, clock):
         """RFC 8297: it is not the answer."""
         app = App(MAX_AGE)
 
@@ -1160,7 +1160,7 @@ class TestStreams:
         ]
         assert http.sent[2]["body"] == b"1"
 
-    async def test_an_app_may_use_its_message_and_its_buffer_again(self, cache):
+    async def test_app_may_reuse_its_message_and_its_buffer(self, cache):
         async def app(scope, receive, send):
             await send({"type": "http.response.start", "status": 200, "headers": MAX_AGE})
             buffer = bytearray(1)
@@ -1176,7 +1176,7 @@ class TestStreams:
 
     @LEFT_OPEN
     @pytest.mark.parametrize("ending", ["cancelled", "exit", "closed"])
-    async def test_an_answer_that_breaks_off_is_not_taken_for_the_whole(self, ending):
+    async def test_response_that_breaks_off_raises_instead_of_looking_complete(self, ending):
         """Middleware of Starlette's around the cache ends a response by itself when the app returns."""
         cache = Cache(drain_for=0)
 
@@ -1205,7 +1205,7 @@ class TestStreams:
                 answer, _ = await gather(http.get("/x"), close())
         assert "broke off" in str(answer)
 
-    async def test_an_endpoint_that_asks_for_itself_is_told_so(self, cache):
+    async def test_endpoint_that_requests_itself_raises_configuration_error(self, cache):
         async def app(scope, receive, send):
             async with client(middleware) as http:
                 await http.get("/x")
@@ -1216,7 +1216,7 @@ class TestStreams:
                 with pytest.raises(ConfigurationError, match="while it answers the same request"):
                     await http.get("/x")
 
-    async def test_the_entry_is_stored_before_the_last_byte_goes_out(self, cache):
+    async def test_entry_is_stored_before_the_last_byte_is_sent(self, cache):
         app = App(MAX_AGE)
         middleware = SWRMiddleware(app, cache)
         states = []
@@ -1234,7 +1234,7 @@ class TestStreams:
 
 
 class TestFrameworks:
-    async def test_rules_match_paths_of_starlette_and_give_tags(self, cache):
+    async def test_rules_match_starlette_paths_and_set_tags(self, cache):
         app = App()
         rules = [
             Rule("/r/{group:int}/{rest:path}", fresh_for=60, tags=("group:{group}", "all")),
@@ -1251,7 +1251,7 @@ class TestFrameworks:
             assert brief(await http.get("/r/8/a"))[2] == "missing"
 
     @pytest.mark.parametrize("kind", ["async", "def"])
-    async def test_an_endpoint_of_fastapi_says_how_its_responses_are_cached(self, cache, clock, kind):
+    async def test_decorated_fastapi_endpoint_is_cached_refreshed_and_invalidated_by_tag(self, cache, clock, kind):
         closed, runs = [], []
 
         async def session():
@@ -1284,7 +1284,7 @@ class TestFrameworks:
             await cache.invalidate_tag("group:ATL")
             assert brief(await http.get("/rankings/ATL"))[2] == "missing"
 
-    async def test_an_endpoint_of_starlette_may_name_path_parameters_in_its_tags(self, cache):
+    async def test_decorated_starlette_endpoint_fills_path_parameters_into_its_tags(self, cache):
         class Endpoints:
             @cache.response(fresh_for=60, tags=("group:{group}",))
             async def method(self, request: Request):
@@ -1306,7 +1306,7 @@ class TestFrameworks:
             for url in ("/f/a", "/sub/m/a"):
                 assert brief(await http.get(url))[2] == "missing"
 
-    async def test_other_methods_are_no_reason_to_complain(self, cache, caplog):
+    async def test_post_to_a_decorated_endpoint_logs_no_warning(self, cache, caplog):
         app = FastAPI()
 
         @app.post("/x")
@@ -1319,7 +1319,7 @@ class TestFrameworks:
             assert (await http.post("/x")).text == "1"
         assert not caplog.records
 
-    async def test_the_outermost_decorated_endpoint_decides(self, cache, clock):
+    async def test_outermost_decorated_endpoint_decides(self, cache, clock):
         app = FastAPI()
 
         @cache.response(fresh_for=1)
@@ -1337,7 +1337,7 @@ class TestFrameworks:
             clock.advance(30)
             assert brief(await http.get("/x"))[2] == "fresh"
 
-    async def test_without_the_middleware_it_says_so_once(self, cache, caplog):
+    async def test_decorator_without_its_middleware_warns_once_for_each_endpoint(self, cache, caplog):
         app = FastAPI()
 
         @app.get("/x")
@@ -1356,7 +1356,7 @@ class TestFrameworks:
             await http.get("/y")
         assert sum("SWRMiddleware is not in place" in record.message for record in caplog.records) == 2
 
-    async def test_a_bypassed_request_is_no_reason_to_complain(self, cache, caplog):
+    async def test_bypassed_request_to_a_decorated_endpoint_logs_no_warning(self, cache, caplog):
         app = FastAPI()
 
         @app.get("/x")
@@ -1387,7 +1387,7 @@ class TestFrameworks:
             await http.get("/x")
         assert order == [True]
 
-    async def test_inside_and_outside_of_other_middleware(self, cache):
+    async def test_gzip_and_cors_work_inside_and_outside_of_swr(self, cache):
         def make(*middleware):
             async def endpoint(request):
                 return PlainTextResponse("x" * 2000, headers={"cache-control": "max-age=60"})
@@ -1411,7 +1411,7 @@ class TestFrameworks:
                     if cors in order:
                         assert response.headers["access-control-allow-origin"] == origin
 
-    async def test_compressed_bodies_are_stored_as_they_are(self, cache):
+    async def test_compressed_body_of_the_app_is_served_unchanged(self, cache):
         body = gzip.compress(b"x" * 5000)
         app = App([*MAX_AGE, (b"content-encoding", b"gzip"), (b"vary", b"accept-encoding")], body=body)
         async with client(SWRMiddleware(app, cache)) as http:
@@ -1441,7 +1441,7 @@ class TestLifespan:
             to_app[1].close()
         return [message["type"] for message in from_app]
 
-    async def test_the_cache_is_open_while_the_app_lives(self, cache):
+    async def test_cache_is_open_during_the_lifespan_of_the_app(self, cache):
         seen = []
 
         async def lifespan_app(scope, receive, send):
@@ -1459,7 +1459,7 @@ class TestLifespan:
         assert seen == [1, 1, 0]
         assert middleware.config.app_state() == {"pool": "p"}
 
-    async def test_an_app_that_fails_at_startup_leaves_nothing_open(self, cache):
+    async def test_app_that_fails_at_startup_leaves_the_cache_closed(self, cache):
         async def failing(scope, receive, send):
             await receive()
             raise RuntimeError("no lifespan")
@@ -1468,7 +1468,7 @@ class TestLifespan:
             await self.run_lifespan(SWRMiddleware(failing, cache))
         assert cache._opened == 0
 
-    async def test_an_app_without_lifespan_opens_nothing(self, cache):
+    async def test_app_without_lifespan_leaves_the_cache_closed(self, cache):
         async def ignorant(scope, receive, send):
             assert scope["type"] == "http"
 
@@ -1476,7 +1476,7 @@ class TestLifespan:
             await self.run_lifespan(SWRMiddleware(ignorant, cache))
         assert cache._opened == 0
 
-    async def test_fastapi_with_a_lifespan_of_its_own(self, cache):
+    async def test_lifespan_of_a_fastapi_app_starts_up_and_shuts_down(self, cache):
         from contextlib import asynccontextmanager
 
         @asynccontextmanager
@@ -1505,7 +1505,7 @@ class TestConstruction:
             ({"stale_if_unreachable": "long"}, "stale_if_unreachable='long'"),
         ],
     )
-    def test_what_cannot_work_is_refused(self, arguments, complaint):
+    def test_invalid_middleware_argument_is_rejected(self, arguments, complaint):
         with pytest.raises(ConfigurationError, match=complaint):
             SWRMiddleware(App(), **{"cache": Cache(), **arguments})
 
@@ -1522,29 +1522,29 @@ class TestConstruction:
             (("/x", []), "methods"),
             (("/x", "GET", None, 5), "fresh_for"),
             (("/x", "GET", "soon"), "soon"),
-            (("/x", "GET", 1, 0, 0, ("{a}",)), "'a'"),
+            (("/x", "GET", 1, 0, 0, ("{a}",)), r"\{a\}"),
             (("/x", "GET", 1, 0, 0, (), False, (), "session"), "session"),
         ],
     )
-    def test_a_rule_that_cannot_work_is_refused(self, arguments, complaint):
+    def test_invalid_rule_is_rejected(self, arguments, complaint):
         with pytest.raises(ConfigurationError, match=complaint):
             Rule(*arguments)
 
     @pytest.mark.parametrize("name", ["Authorization", "X-Auth-Token", "X_API_Key", "Cf-Access-Jwt-Assertion"])
-    def test_varying_by_a_credential_is_refused_with_the_remedy(self, name):
+    def test_vary_by_a_credential_is_rejected_with_the_remedy(self, name):
         for make in (lambda: Rule("/x", vary=("Accept", name)), lambda: Cache().response(fresh_for=1, vary=(name,))):
             with pytest.raises(ConfigurationError, match=rf"no answer to a request with {name}.*credentials=\"vary\""):
                 make()
 
     @pytest.mark.parametrize("name", ["keep_params", "drop_params"])
     @pytest.mark.parametrize("value", ["utm_*", ("",), (1,)])
-    def test_parameters_that_are_no_names_are_refused(self, name, value):
+    def test_keep_and_drop_params_that_are_not_names_are_rejected(self, name, value):
         with pytest.raises(ConfigurationError, match=name):
             Rule("/x", **{name: value})
 
-    def test_a_response_decorator_that_cannot_work_is_refused(self):
+    def test_invalid_response_decorator_is_rejected(self):
         cache = Cache()
-        with pytest.raises(ConfigurationError, match="'z'"):
+        with pytest.raises(ConfigurationError, match=r"\{z\}"):
             cache.response(fresh_for=1, tags=("{z}",))(lambda group: None)
         with pytest.raises(ConfigurationError, match="endpoint function"):
             cache.response(fresh_for=1)(App)
@@ -1552,7 +1552,7 @@ class TestConstruction:
             cache.response(fresh_for=-1)
 
 
-async def test_http_exceptions_and_custom_headers_of_fastapi(cache):
+async def test_http_exception_with_max_age_is_stored(cache):
     app = FastAPI()
     runs = []
 
@@ -1573,7 +1573,7 @@ async def test_http_exceptions_and_custom_headers_of_fastapi(cache):
     assert runs == [200, 404, 500]
 
 
-async def test_no_logging_on_the_way_of_a_hit(cache, caplog):
+async def test_fresh_hit_logs_nothing(cache, caplog):
     async with client(SWRMiddleware(App(MAX_AGE), cache)) as http:
         await http.get("/x")
         caplog.set_level(logging.DEBUG, "swr")

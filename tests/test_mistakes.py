@@ -41,22 +41,22 @@ def cache():
             lambda: Cache(RedisDsn("redis://h:6379/0")),
             r"^a pydantic\.networks\.RedisDsn is not a URL, which is text: give str",
         ),
-        (lambda: Policy(fresh_for=1, early=-1), "^early=-1 is not a number, 0 or more$"),
-        (lambda: Policy(fresh_for=1, jitter=2), "^jitter=2 is not a number, between 0 and 1$"),
+        (lambda: Policy(fresh_for=1, early=-1), "^early=-1: give a number, 0 or more$"),
+        (lambda: Policy(fresh_for=1, jitter=2), "^jitter=2: give a number between 0 and 1$"),
         (lambda: SWRMiddleware(FastAPI(), Cache(), Rule("/", fresh_for=1)), r"give a list of rules, \[Rule"),
         (
             lambda: Rule("/a/*", fresh_for=1),
             r"'\*' is not a wildcard; write \{name\} for a part, \{name:path\} for all$",
         ),
-        (lambda: isolated("redis://h").__enter__(), "^cache='redis://h' is not a swr.Cache$"),
+        (lambda: isolated("redis://h").__enter__(), "^cache='redis://h': give a swr.Cache$"),
     ],
 )
-def test_an_object_that_cannot_work_is_refused_where_it_is_made(make, complaint):
+def test_invalid_argument_is_refused_with_an_error_that_explains_it(make, complaint):
     with pytest.raises(ConfigurationError, match=complaint):
         make()
 
 
-async def test_wrong_arguments_name_the_loader(cache):
+async def test_missing_loader_argument_raises_type_error_with_the_loader_name(cache):
     @cache.cached("one:{a}", fresh_for=60)
     async def one(a: int) -> int:
         return a
@@ -70,7 +70,7 @@ async def test_wrong_arguments_name_the_loader(cache):
             await call
 
 
-async def test_a_slot_of_an_attribute_that_is_not_there_is_named(cache):
+async def test_template_slot_of_a_missing_attribute_is_named_in_the_error(cache):
     @cache.cached("one:{user.id}", fresh_for=60)
     async def one(user: dict[str, int]) -> int:
         return user["id"]
@@ -81,7 +81,7 @@ async def test_a_slot_of_an_attribute_that_is_not_there_is_named(cache):
         await one({"id": 1})
 
 
-async def test_a_field_that_an_endpoint_declares_is_no_reason_to_warn(cache, caplog):
+async def test_declared_header_parameter_warns_only_behind_a_login(cache, caplog):
     app = FastAPI()
     app.add_middleware(SWRMiddleware, cache=cache)
 
@@ -103,20 +103,20 @@ async def test_a_field_that_an_endpoint_declares_is_no_reason_to_warn(cache, cap
     assert "argument x_tenant" in caplog.text
 
 
-async def test_several_tags_in_a_list_are_told_of_the_asterisk(cache):
+async def test_list_of_tags_is_refused_with_a_hint_to_unpack_it(cache):
     for method in (cache.invalidate_tag, cache.invalidate_tags, cache.mark_stale_tags):
         with pytest.raises(ConfigurationError, match=r"holds several tags: write invalidate_tags\(\*tags\)"):
             await method(["a", "b"])
 
 
-async def test_a_value_in_the_place_of_a_loader_is_refused(cache):
+async def test_value_in_place_of_a_loader_is_refused(cache):
     with pytest.raises(
         ConfigurationError, match=r"^loader=5 is not a function: give one, or store the value with cache"
     ):
         await cache.get_or_load("k", 5, Policy(fresh_for=60))
 
 
-async def test_a_coroutine_as_a_value_is_refused_because_it_can_be_awaited_once(cache):
+async def test_coroutine_as_a_loaded_value_is_refused(cache):
     async def inner() -> int:
         return 1
 
@@ -132,7 +132,7 @@ async def test_a_coroutine_as_a_value_is_refused_because_it_can_be_awaited_once(
         coroutine.close()
 
 
-async def test_a_response_as_a_value_is_refused_because_its_background_tasks_belong_to_one_request(cache):
+async def test_response_as_a_loaded_value_is_refused(cache):
     @cache.cached("k", fresh_for=60)
     async def load():
         return JSONResponse({})
@@ -146,7 +146,7 @@ async def test_a_response_as_a_value_is_refused_because_its_background_tasks_bel
             return JSONResponse({})
 
 
-async def test_a_slot_outside_of_a_decorator_is_logged_once(cache, caplog):
+async def test_unfilled_template_slot_in_a_key_tag_or_url_is_logged_once(cache, caplog):
     stored_entries._warn_once.cache_clear()
     with caplog.at_level(logging.WARNING, logger="swr"):
         for _ in range(2):
@@ -164,7 +164,7 @@ async def test_a_slot_outside_of_a_decorator_is_logged_once(cache, caplog):
     assert "write an f-string, f'mistakes:{group}'" in caplog.records[0].getMessage()
 
 
-async def test_a_middleware_that_is_added_twice_says_so(cache):
+async def test_middleware_added_twice_raises_configuration_error(cache):
     app = FastAPI()
 
     @app.get("/x")
@@ -181,7 +181,7 @@ async def test_a_middleware_that_is_added_twice_says_so(cache):
             await client.get("/x")
 
 
-def test_a_fake_clock_takes_every_duration():
+def test_fake_clock_advances_by_any_duration():
     clock = FakeClock(0)
     clock.advance(5)
     clock.advance("1m")
@@ -192,7 +192,7 @@ def test_a_fake_clock_takes_every_duration():
         clock.advance("soon")
 
 
-def test_the_errors_are_the_same_from_a_thread(cache):
+def test_missing_argument_raises_the_same_error_from_a_thread(cache):
     @cache.cached("one:{a}", fresh_for=60)
     def one(a: int) -> int:
         return a

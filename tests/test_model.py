@@ -285,7 +285,7 @@ def differs(steps: list[Step], varies: str) -> str:
     max_examples=int(EXAMPLES or 500), derandomize=not EXAMPLES, database=None, deadline=None, phases=[Phase.generate]
 )
 @given(st.integers(0, 2**64))
-def test_the_middleware_is_the_model(seed: int) -> None:
+def test_middleware_behaves_like_the_rfc_9111_model(seed: int) -> None:
     random = Random(seed)
     steps, varies = [draw(random) for _ in range(random.randint(2, 6))], random.choice(VARY)
     story = differs(steps, varies)

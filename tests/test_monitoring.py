@@ -92,7 +92,7 @@ def live(http: httpx.Client, database: Path) -> dict[str, set[str]]:
 
 
 @pytest.mark.parametrize(("where", "expression", "shown"), [*expressions()])
-def test_what_is_named_there_is_what_a_running_app_says(scraped, where, expression, shown):
+def test_every_metric_and_label_in_the_files_is_exposed_by_a_running_app(scraped, where, expression, shown):
     known = set(OWN_LABELS)
     for name, matchers in re.findall(r"\b(swr_\w+)(?:\{([^}]*)\})?", expression):
         known |= scraped[name]
@@ -107,7 +107,7 @@ def test_what_is_named_there_is_what_a_running_app_says(scraped, where, expressi
     assert {label.strip() for label in (*grouped, *named)} <= known
 
 
-def test_the_page_says_what_to_do_about_each_alert_and_names_its_metric():
+def test_monitoring_page_lists_each_alert_with_its_metric():
     page = (ROOT / "docs/monitoring.md").read_text()
     rows = dict(re.findall(r"^\| `(Swr\w+)`: (.*)$", page, re.MULTILINE))
     rules = {
@@ -122,7 +122,7 @@ def test_the_page_says_what_to_do_about_each_alert_and_names_its_metric():
     assert {re.sub(r"_(total|bucket|count|sum)$", "", name) for name in re.findall(r"\bswr_\w+", page)} <= bases
 
 
-def test_made_up_numbers_show_each_alert():
+def test_alert_tests_make_every_alert_fire():
     rules = yaml.safe_load((MONITORING / "alerts.yml").read_text())["groups"][0]["rules"]
     cases = yaml.safe_load((MONITORING / "alerts_test.yml").read_text())["tests"][0]["alert_rule_test"]
     assert {case["alertname"] for case in cases if case["exp_alerts"]} == {rule["alert"] for rule in rules}
@@ -135,7 +135,7 @@ def values_of(name: str, label: str) -> tuple[str, ...]:
     return metric.labels.get(label, ())
 
 
-def test_compose_mounts_what_is_there_and_the_parts_name_one_another():
+def test_compose_services_mount_existing_files_and_reference_each_other():
     compose = yaml.safe_load((COMPOSE / "compose.yaml").read_text())["services"]
     for service in compose.values():
         for volume in service.get("volumes", ()):
@@ -157,14 +157,14 @@ def test_compose_mounts_what_is_there_and_the_parts_name_one_another():
     assert compose["valkey"]["command"][0] == "valkey-server"
 
 
-def test_the_image_copies_what_is_there_and_installs_what_the_app_imports():
+def test_dockerfile_copies_existing_files_and_installs_the_prometheus_extra():
     for line in re.findall(r"^COPY (.*)$", DOCKERFILE, re.MULTILINE):
         assert all((ROOT / source).exists() for source in shlex.split(line)[:-1]), line
     assert "'.[prometheus]'" in DOCKERFILE
     assert "python -m examples.flights" in DOCKERFILE
 
 
-def test_every_panel_has_a_place_of_its_own_and_says_what_it_shows():
+def test_grafana_panels_do_not_overlap_and_have_descriptions():
     board = json.loads((MONITORING / "grafana.json").read_text())
     taken: set[tuple[int, int]] = set()
     for panel in board["panels"]:
@@ -178,12 +178,12 @@ def test_every_panel_has_a_place_of_its_own_and_says_what_it_shows():
 
 
 @pytest.mark.skipif(shutil.which("promtool") is None, reason="promtool, which comes with Prometheus, is not installed")
-def test_promtool_takes_the_alerts_and_what_they_say_of_made_up_numbers():  # pragma: no cover  # needs promtool
+def test_promtool_passes_the_alert_tests():  # pragma: no cover  # needs promtool
     subprocess.run(["promtool", "test", "rules", "alerts_test.yml"], cwd=MONITORING, check=True)
 
 
 @pytest.mark.skipif(shutil.which("promtool") is None, reason="promtool, which comes with Prometheus, is not installed")
-def test_promtool_takes_each_expression_of_the_board(tmp_path):  # pragma: no cover  # needs promtool
+def test_promtool_accepts_every_expression_of_the_grafana_board(tmp_path):  # pragma: no cover  # needs promtool
     """As a rule that records it, with what Grafana puts in the place of its variables."""
     board = json.loads((MONITORING / "grafana.json").read_text())
     texts = [target["expr"] for panel in board["panels"] for target in panel.get("targets", ())]

@@ -50,5 +50,5 @@ DOWN = StoreUnavailable("refused")
         (DOWN, Asker(is_unasked=True), GiveUp(DOWN)),
     ],
 )
-def test_each_answer_has_one_step(answer, asker, step):
+def test_answer_to_lease_request_determines_the_next_step(answer, asker, step):
     assert next_step(answer, asker, NOW) == step

@@ -126,8 +126,10 @@ def deaf():
 
 
 class TestOffForAll:
-    @pytest.mark.parametrize("late", [False, True], ids=["made so", "configured so"])
-    async def test_every_call_reaches_its_loader_and_every_request_the_app(self, late: bool, anyio_backend: str):
+    @pytest.mark.parametrize("late", [False, True], ids=["off at creation", "off by configure"])
+    async def test_disabled_cache_passes_each_call_to_its_loader_and_each_request_to_the_app(
+        self, late: bool, anyio_backend: str
+    ):
         module = Module(enabled=late)
         if late:
             module.cache.configure(enabled=False)
@@ -138,7 +140,7 @@ class TestOffForAll:
         assert not module.cache.local.slots
         assert not module.cache.engine.is_open
 
-    async def test_answers_of_the_app_say_that_the_cache_is_off(self):
+    async def test_response_headers_report_that_the_cache_is_off(self):
         module = Module(enabled=False)
         async with client(module.app) as http:
             for path in ("/rule", "/response"):
@@ -147,7 +149,7 @@ class TestOffForAll:
             assert (await http.head("/rule", headers={"cookie": "a=1"})).headers["cache-status"] == OFF
             assert (await http.post("/rule")).status_code == 200
 
-    async def test_one_of_several_workers_does_not_say_that_it_is_alone(self, monkeypatch, caplog):
+    async def test_disabled_cache_logs_no_warning_about_several_workers(self, monkeypatch, caplog):
         monkeypatch.setenv("WEB_CONCURRENCY", "4")
         module = Module(enabled=False)
         messages, sent = [{"type": "lifespan.startup"}, {"type": "lifespan.shutdown"}], []
@@ -163,7 +165,7 @@ class TestOffForAll:
         assert not caplog.text
 
     @pytest.mark.parametrize("anyio_backend", ["asyncio"])
-    async def test_nobody_connects_to_the_server_it_has(self, deaf: socket.socket):
+    async def test_disabled_cache_never_connects_to_its_server(self, deaf: socket.socket):
         module = Module(url=f"redis://127.0.0.1:{deaf.getsockname()[1]}/0", enabled=False)
         assert not module.cache.is_shared
         refreshers = [Refresher(module.one, ["x"], 0.01, strategy) for strategy in ("queue", "locks", "read")]
@@ -186,9 +188,7 @@ class TestOffForAll:
         assert len(module.loads) == EACH + 2
 
     @pytest.mark.parametrize("anyio_backend", ["asyncio"])
-    async def test_a_cache_that_is_off_leaves_what_is_stored_and_is_as_it_was_when_it_is_on_again(
-        self, any_server: Server
-    ):
+    async def test_stored_entries_survive_while_the_cache_is_off(self, any_server: Server):
         any_server.command("FLUSHALL")
         module = Module(url=any_server.url)
         first = await module.one("x")
@@ -199,7 +199,7 @@ class TestOffForAll:
         assert await module.one("x") == first
         await module.cache.aclose()
 
-    async def test_what_is_refused_when_it_is_on_is_refused_when_it_is_off(self):
+    async def test_invalid_keys_are_refused_while_the_cache_is_off(self):
         module = Module(enabled=False)
         with pytest.raises(ConfigurationError, match="cannot be part of a key"):
             await module.one(object())
@@ -210,7 +210,7 @@ class TestOffForAll:
         with pytest.raises(ConfigurationError, match="cannot be part of a key"):
             await module.one.refresh(object())
 
-    def test_several_event_loops_at_once_may_use_it(self):
+    def test_disabled_cache_works_in_several_event_loops_at_once(self):
         module = Module(enabled=False)
         gate = threading.Barrier(2)
 
@@ -226,7 +226,7 @@ class TestOffForAll:
             thread.join()
         assert sorted(answers) == [0, 1]
 
-    async def test_events_of_a_cache_that_is_off_do_not_happen(self):
+    async def test_disabled_cache_emits_no_events(self):
         module, heard = Module(enabled=False), []
         module.cache.subscribe(heard.append)
         await module.call_all()
@@ -234,7 +234,7 @@ class TestOffForAll:
 
 
 class TestOffInABlock:
-    async def test_calls_inside_it_neither_read_nor_store(self):
+    async def test_calls_in_a_disabled_block_neither_read_nor_store(self):
         module = Module()
         async with module.cache:
             before = await module.call_all()
@@ -249,7 +249,7 @@ class TestOffInABlock:
             assert not any(outcome.bypassed for outcome in await module.outcomes())
             assert module.one.key("y") not in module.cache.local.slots
 
-    async def test_other_tasks_hit_all_the_while(self):
+    async def test_other_tasks_get_hits_during_a_disabled_block(self):
         module = Module()
         async with module.cache, anyio.create_task_group() as group:
             before = await module.call_all()
@@ -270,7 +270,7 @@ class TestOffInABlock:
             assert {type(event) for event in heard} == {Hit}
             leave.set()
 
-    async def test_tasks_started_inside_it_are_off_until_it_ends(self):
+    async def test_task_started_in_a_disabled_block_bypasses_the_cache_until_the_block_ends(self):
         module = Module()
         async with module.cache, anyio.create_task_group() as group:
             first = await module.one("x")
@@ -294,7 +294,7 @@ class TestOffInABlock:
         assert answers[0] != first
         assert answers[1] == first
 
-    async def test_a_refresh_that_another_reader_has_begun_goes_on(self):
+    async def test_refresh_begun_before_a_disabled_block_continues(self):
         clock = FakeClock()
         module = Module(clock=clock)
         async with module.cache:
@@ -308,7 +308,7 @@ class TestOffInABlock:
             outcome = await module.one.outcome("x")
             assert (outcome.value, outcome.state) == ("x2", State.FRESH)
 
-    async def test_an_invalidation_inside_it_counts(self):
+    async def test_invalidation_in_a_disabled_block_takes_effect(self):
         module = Module()
         async with module.cache, client(module.app) as http:
             first = await module.one("x")
@@ -324,7 +324,7 @@ class TestOffInABlock:
             assert (await http.get("/rule")).headers["swr-state"] == "missing"
             assert len(module.loads) == loads + 3
 
-    async def test_loaders_that_loaders_call_inside_it_pass_the_cache_by(self):
+    async def test_nested_loaders_bypass_the_cache_in_a_disabled_block(self):
         module = Module()
 
         @module.cache.cached("outer", fresh_for=60)
@@ -342,7 +342,7 @@ class TestOffInABlock:
                 assert await outer() != first
                 assert await threaded()
 
-    async def test_blocks_nest_and_one_object_serves_several(self):
+    async def test_disabled_blocks_can_nest_and_reuse_one_object(self):
         module = Module()
         async with module.cache:
             first = await module.one("x")
@@ -355,7 +355,7 @@ class TestOffInABlock:
             with block:
                 assert await module.one("x") != first
 
-    async def test_one_object_serves_tasks_whose_blocks_overlap(self):
+    async def test_one_disabled_object_serves_overlapping_blocks_of_two_tasks(self):
         module, off = Module(), {}
         cache, load = module.cache, module.one
         block, first, second = cache.disabled(), anyio.Event(), anyio.Event()
@@ -379,15 +379,15 @@ class TestOffInABlock:
             group.start_soon(ends_last)
         assert off == {"first": False, "last": True}
 
-    async def test_other_caches_are_on_inside_it(self):
+    async def test_other_caches_stay_on_in_a_disabled_block(self):
         module, other = Module(), Module()
         async with module.cache, other.cache:
             before = await other.call_all()
             with module.cache.disabled():
                 assert await other.call_all() == before
 
-    async def test_a_block_may_end_in_another_context_than_it_began(self):
-        """As fixtures of tests do, whose halves run in tasks of their own."""
+    async def test_disabled_block_may_end_in_another_context_than_it_began(self):
+        """pytest fixtures do this: their two halves run in different tasks."""
         module = Module()
         async with module.cache:
             first = await module.one("x")
@@ -397,7 +397,7 @@ class TestOffInABlock:
             assert not context.run(lambda: module.cache.engine.switch.is_off)
             assert await module.one("x") == first
 
-    async def test_a_thread_s_block_is_the_thread_s_alone(self):
+    async def test_disabled_block_of_a_thread_does_not_affect_other_threads(self):
         module = Module()
         async with module.cache:
             first = await module.one("x")
@@ -406,7 +406,7 @@ class TestOffInABlock:
                 assert await module.one("x") == first
                 elsewhere.leave()
 
-    async def test_an_error_ends_it(self):
+    async def test_error_ends_a_disabled_block(self):
         module = Module()
         async with module.cache:
             first = await module.one("x")
@@ -444,7 +444,7 @@ class Elsewhere:
 
 
 class TestOneCall:
-    async def test_it_neither_reads_nor_stores(self):
+    async def test_uncached_call_neither_reads_nor_stores(self):
         module = Module()
         async with module.cache:
             for loader in (module.one, module.plain, module.asks, module.early, module.method):
@@ -459,14 +459,14 @@ class TestOneCall:
             assert await module.many(["x"]) == values
         assert len(module.loads) == 5 * 3 + 2
 
-    async def test_a_cache_that_is_closed_stays_so(self):
+    async def test_uncached_call_does_not_open_the_cache(self):
         module = Module(url="redis://127.0.0.1:1/0")
         await module.one.uncached("x")
         assert await module.plain.uncached("x") == ["x", "2"]
         await module.many.uncached(["x"])
         assert not module.cache.engine.is_open
 
-    async def test_arguments_that_cannot_be_part_of_a_key_will_do(self):
+    async def test_uncached_call_accepts_arguments_that_cannot_be_part_of_a_key(self):
         cache = Cache()
 
         @cache.cached("k:{what}", fresh_for=60)
@@ -481,7 +481,7 @@ class TestOneCall:
         assert await load.uncached(what) is what
         assert await many.uncached([what]) == {what: what}
 
-    async def test_a_loader_is_told_of_no_last_value(self):
+    async def test_not_modified_from_an_uncached_call_is_an_error(self):
         cache = Cache()
 
         @cache.cached("k", fresh_for=60)
@@ -496,7 +496,7 @@ class TestOneCall:
             with pytest.raises(ConfigurationError, match="answered NOT_MODIFIED, and there is no last value"):
                 await call
 
-    async def test_a_hard_timeout_holds(self):
+    async def test_uncached_call_ends_at_the_hard_timeout(self):
         cache = Cache()
 
         @cache.cached("k", fresh_for=60, hard_timeout=0.01)
@@ -512,14 +512,14 @@ class TestOneCall:
             with pytest.raises(LoadTimeout, match=r"given up after 0\.01 s, its hard_timeout"):
                 await call
 
-    async def test_long_lists_are_as_many_calls_as_behind_the_cache(self):
+    async def test_long_list_is_loaded_in_parts_of_a_thousand_without_the_cache(self):
         module = Module(enabled=False)
         items = [str(number) for number in range(2500)]
         assert await module.many.uncached(items) == {item: item for item in items}
         assert await module.many(items) == {item: item for item in items}
         assert list(map(len, module.loads)) == [1000, 1000, 500] * 2
 
-    async def test_the_loader_s_own_error_comes_as_it_is(self):
+    async def test_error_of_a_loader_reaches_the_caller_unchanged(self):
         cache = Cache(enabled=False)
 
         @cache.cached("k", fresh_for=60)

@@ -34,24 +34,24 @@ def anyio_backend():
     return "asyncio"
 
 
-def test_the_time_outs_are_by_default_what_the_documentation_says():
+def test_default_timeouts_match_the_documentation():
     text = (Path(__file__).parents[1] / "docs/failures.md").read_text()
     for name in ("timeout", "connect_timeout"):
         assert f"`{name}` ({inspect.signature(Cache).parameters[name].default} s)" in text
 
 
 class TestPatience:
-    async def test_a_block_that_takes_too_long_is_cancelled(self):
+    async def test_block_that_takes_too_long_raises_timeout_error(self):
         with pytest.raises(TimeoutError, match=r"^no answer within 0\.05 s$"), patience(0.05, "no answer"):
             await asyncio.sleep(LONG)
 
-    async def test_time_in_which_the_process_itself_stands_still_does_not_count(self):
+    async def test_time_while_the_event_loop_is_blocked_does_not_count(self):
         with patience(0.2, "no answer"):
             time.sleep(0.5)  # noqa: ASYNC251  # holds the event loop on purpose
             await asyncio.sleep(0.001)
 
-    async def test_it_is_a_time_out_also_in_a_task_that_was_cancelled_once_and_went_on(self):
-        """As before Python 3.11.3 each task is in which a task group has failed."""
+    async def test_timeout_error_is_raised_in_a_task_that_survived_a_cancellation(self):
+        """Before Python 3.11.3, every task in which a task group has failed is in this state."""
         task = asyncio.current_task()
         task.cancel()
         with contextlib.suppress(asyncio.CancelledError):
@@ -60,13 +60,13 @@ class TestPatience:
             await asyncio.sleep(LONG)
         task.uncancel()
 
-    async def test_a_time_out_within_the_block_stays_what_it_is(self):
+    async def test_timeout_error_raised_inside_the_block_is_passed_on(self):
         with pytest.raises(TimeoutError, match="another"), patience(LONG, "no answer"):
             raise TimeoutError("another")
 
 
 @pytest.mark.uncounted
-def test_a_server_of_the_tests_takes_another_port_if_its_own_is_taken_meanwhile():
+def test_server_takes_another_port_if_its_own_is_in_use():
     """The tests run side by side, and each draws its ports by chance."""
     with Server(kinds()[0]) as first, Server(kinds()[0]) as second:
         third = Server(kinds()[0])
@@ -76,9 +76,9 @@ def test_a_server_of_the_tests_takes_another_port_if_its_own_is_taken_meanwhile(
             assert third.command("PING") == b"+PONG\r\n"
 
 
-class TestConnectingAgain:
+class TestReconnecting:
     @pytest.mark.parametrize("outages", [1, 3])
-    async def test_a_link_that_was_lost_outlasts_connections_that_take_too_long(self, server: Server, outages):
+    async def test_server_link_recovers_after_reconnection_attempts_time_out(self, server: Server, outages):
         """A switch is replaced at night: connections break, new ones hang, and then all is well again."""
         async with Proxy(server.port) as proxy, Cache(proxy.url, timeout=0.2, connect_timeout=0.2) as cache:
             link = cache.engine.store.store.links[0]
@@ -94,8 +94,8 @@ class TestConnectingAgain:
 
 
 class TestOpening:
-    async def test_a_server_that_is_slow_at_the_opening_is_waited_for(self, server: Server):
-        """A deploy: many processes start at once, and Redis answers later than it may later on."""
+    async def test_opening_waits_for_a_server_that_is_slow_to_answer(self, server: Server):
+        """At a deploy many processes start at once, and Redis answers more slowly than `timeout` allows."""
         async with Proxy(server.port) as proxy, Cache(server.url, timeout=LONG) as other:
             proxy.hang = True
             asyncio.get_running_loop().call_later(1.5, setattr, proxy, "hang", False)
@@ -104,8 +104,8 @@ class TestOpening:
                 assert (await cache.get_or_load("slow", Counter(), POLICY)).value == 1
                 assert (await other.get_or_load("slow", Counter(), POLICY)).state is State.FRESH
 
-    async def test_a_server_that_is_slow_in_the_first_handshake_is_waited_for(self, server: Server, monkeypatch):
-        """It answers later than it may later on: a fork, or a herd of processes that start together."""
+    async def test_opening_waits_for_a_server_that_is_slow_in_the_first_handshake(self, server: Server, monkeypatch):
+        """The server forks, or many processes start together: it answers more slowly than `timeout` allows."""
         handshake = RedisStore.handshake
 
         async def slow(store, link, connection):
@@ -120,7 +120,7 @@ class TestOpening:
         ):
             assert cache.engine.is_store_up
 
-    async def test_cold_readers_wait_for_an_opening_that_another_has_begun(self, server: Server):
+    async def test_readers_without_a_copy_wait_for_an_opening_in_progress(self, server: Server):
         async with Proxy(server.port) as proxy:
             proxy.hang = True
             cache, load = Cache(proxy.url, timeout=LONG, connect_timeout=LONG), Counter()
@@ -132,16 +132,14 @@ class TestOpening:
             assert load.runs == 1
             await cache.aclose()
 
-    async def test_a_refused_connection_is_not_waited_for(self):
+    async def test_opening_does_not_wait_when_the_connection_is_refused(self):
         async with asyncio.timeout(LONG):
             async with Cache(f"redis://127.0.0.1:{free_port()}", connect_timeout=10 * LONG) as cache:
                 assert (await cache.get_or_load("k", Counter(), POLICY)).value == 1
             async with Cache(f"redis+cluster://127.0.0.1:{free_port()}", connect_timeout=10 * LONG) as cache:
                 assert (await cache.get_or_load("k", Counter(), POLICY)).value == 1
 
-    async def test_a_hung_server_is_given_up_after_the_connect_timeout_and_then_no_reader_waits(
-        self, own_server: Server, caplog
-    ):
+    async def test_no_reader_waits_for_a_hung_server_once_connect_timeout_is_over(self, own_server: Server, caplog):
         own_server.pause()
         async with asyncio.timeout(LONG), Cache(own_server.url, timeout=10 * LONG, connect_timeout=0.2) as cache:
             for number in range(20):
@@ -150,14 +148,14 @@ class TestOpening:
             own_server.resume()
             await until(lambda: cache.engine.store.is_reachable)
 
-    async def test_a_server_far_away_is_reached_and_its_lease_is_taken(self, server: Server):
+    async def test_distant_server_is_reached_and_shares_the_loaded_value(self, server: Server):
         async with Proxy(server.port) as proxy, Cache(server.url, timeout=LONG) as other:
             proxy.latency = 0.1
             async with Cache(proxy.url, timeout=LONG, connect_timeout=LONG) as cache:
                 assert (await cache.get_or_load("far", Counter(), POLICY)).value == 1
                 assert (await other.get_or_load("far", Counter(), POLICY)).state is State.FRESH
 
-    async def test_a_name_that_takes_long_to_look_up_is_waited_for(self, server: Server, monkeypatch):
+    async def test_opening_waits_for_a_slow_look_up_of_the_server_name(self, server: Server, monkeypatch):
         loop = asyncio.get_running_loop()
         look_up = loop.getaddrinfo
 
@@ -169,8 +167,8 @@ class TestOpening:
         async with Cache(server.url.replace("127.0.0.1", "localhost"), timeout=LONG, connect_timeout=LONG) as cache:
             assert cache.engine.is_store_up
 
-    async def test_names_of_both_connections_are_looked_up_at_once(self, server: Server, monkeypatch):
-        """Who: a pod whose first name server is down, so that each look-up takes two seconds of the three."""
+    async def test_both_connections_look_up_the_server_name_concurrently(self, server: Server, monkeypatch):
+        """In a pod whose first name server is down, each look-up takes two of the three seconds."""
         loop = asyncio.get_running_loop()
         look_up, both = loop.getaddrinfo, asyncio.Barrier(2)
 
@@ -183,8 +181,8 @@ class TestOpening:
             assert cache.engine.is_store_up
 
     @pytest.mark.parametrize("how", ["closes", "is silent"])
-    async def test_a_reader_waits_for_the_next_connection_of_a_server_that(self, server: Server, how):
-        """A lost connection far away: the next one takes several trips. Silence was waited for already."""
+    async def test_reader_waits_for_reconnection_after_a_close_but_not_after_silence(self, server: Server, how):
+        """A connection to a distant server takes several round trips. A reader does not wait again after silence."""
         timeout = LONG if how == "closes" else 0.3
         async with Proxy(server.port) as proxy, Cache(proxy.url, timeout=timeout, connect_timeout=LONG) as cache:
             proxy.latency, proxy.hang = 0.1, how == "is silent"
@@ -197,7 +195,7 @@ class TestOpening:
 
 
 class TestStalls:
-    async def test_a_stall_shorter_than_the_timeout_costs_no_load(self, own_server: Server):
+    async def test_stall_shorter_than_the_timeout_causes_no_extra_load(self, own_server: Server):
         """A slow script, a fork, a large key: Redis is silent for a moment."""
         async with (
             Cache(own_server.url, l1_max_bytes=0, timeout=LONG) as one,
@@ -216,7 +214,7 @@ class TestStalls:
             await asyncio.gather(*readers)
             assert load.runs == 20
 
-    async def test_a_reader_who_waits_for_another_process_loads_as_soon_as_redis_is_unreachable(
+    async def test_reader_waiting_for_another_process_loads_once_redis_is_unreachable(
         self, own_server: Server, monkeypatch
     ):
         """The notification that the reader waits for will not come."""
@@ -254,7 +252,7 @@ class TestTagVersions:
             return cache.engine.store.tag_versions.newest
 
     @pytest.mark.parametrize("at_once", [2, 5, 11, 100])
-    async def test_all_tags_are_learned_at_the_opening(self, server: Server, monkeypatch, at_once):
+    async def test_opening_learns_all_tag_versions(self, server: Server, monkeypatch, at_once):
         monkeypatch.setattr(shared_tag_versions, "_LEARNED_AT_ONCE", at_once)
         monkeypatch.setattr(shared_tag_versions, "_LEARNED_IN_ONE_TURN", 2)
         first = await self.clear_of(server) + 1
@@ -264,7 +262,9 @@ class TestTagVersions:
             known = dict(cache.engine.store.tag_versions.since(0))
         assert known == {"": first - 1, **{str(number): number for number in numbers}}
 
-    async def test_a_lesson_that_breaks_off_is_gone_on_with(self, server: Server, monkeypatch):
+    async def test_learning_tag_versions_resumes_where_a_lost_connection_interrupted_it(
+        self, server: Server, monkeypatch
+    ):
         """A slow server that has 100,000 tags would never be learned from if each connection began again."""
         monkeypatch.setattr(shared_tag_versions, "_LEARNED_AT_ONCE", 4)
         first = await self.clear_of(server) + 1
@@ -293,7 +293,7 @@ class TestTagVersions:
             await shared.learn(ask)
             assert shared._learned_to <= int(shared.learned[:16])
 
-    async def test_tags_older_than_a_week_become_the_minimum(self, server: Server, monkeypatch):
+    async def test_old_tag_versions_are_replaced_by_the_minimum_tag_version(self, server: Server, monkeypatch):
         """Every process learns the tags when it starts. Who invalidates by user or order makes new ones every day."""
         tagged = Policy(60, tags=("t",))
         first = await self.clear_of(server) + 1
@@ -314,7 +314,7 @@ class TestTagVersions:
             assert (await other.get_or_load("before", Counter(), tagged)).state is State.MISSING
 
     @pytest.mark.uncounted
-    async def test_many_tags_do_not_make_a_healthy_server_unreachable(self, server: Server):
+    async def test_server_with_30000_tags_is_reachable_and_all_are_learned(self, server: Server):
         first = await self.clear_of(server) + 1
         add_tags(server, list(range(first, first + 30_000)))
         async with Cache(server.url, timeout=LONG, connect_timeout=LONG) as cache:
@@ -324,7 +324,7 @@ class TestTagVersions:
 
 class TestHits:
     @pytest.mark.parametrize("in_redis", [False, True])
-    async def test_a_tag_that_no_local_entry_carries_keeps_hits_on_their_fast_path(self, server: Server, in_redis):
+    async def test_invalidating_an_unused_tag_keeps_hits_on_the_fast_path(self, server: Server, in_redis):
         """Every unsafe request invalidates its URL, which most often was never cached."""
         tagged, load = Policy(60, tags=("t", "u")), Counter()
         async with Cache(server.url, timeout=LONG) if in_redis else Cache() as cache:
@@ -351,8 +351,8 @@ def socket_of(cache: Cache) -> socket.socket:
     return cache.engine.store.store._servers.link_to(b"").connection._transport.get_extra_info("socket")
 
 
-class TestThinLines:
-    async def test_a_value_that_takes_longer_to_send_than_a_server_may_be_silent_is_stored(self, server: Server):
+class TestSlowConnections:
+    async def test_value_that_takes_longer_to_send_than_the_timeout_is_stored(self, server: Server):
         async with (
             Proxy(server.port, rate=1_000_000) as proxy,
             Cache(server.url, timeout=LONG) as other,
@@ -369,7 +369,7 @@ class TestThinLines:
             assert cache.engine.is_store_up
             assert (await other.get_or_load("large", load, POLICY)).state is State.FRESH
 
-    async def test_values_that_a_server_reads_slowly_wait_without_filling_the_memory(self, server: Server, monkeypatch):
+    async def test_values_for_a_slow_server_are_stored_within_bounded_memory(self, server: Server, monkeypatch):
         monkeypatch.setattr(leases, "_MOST_ON_THEIR_WAY", 1_000_000)
         async with (
             Proxy(server.port, rate=4_000_000) as proxy,
@@ -399,9 +399,9 @@ class TestThinLines:
 
 
 class TestReasons:
-    """What keeps swr from its server is said in words that name the remedy, and again when it changes."""
+    """The log says why swr cannot reach its server and what to do, and says it again when the reason changes."""
 
-    async def test_a_rotated_password_is_named_though_the_server_only_closed_the_connection(
+    async def test_rotated_password_is_logged_although_the_server_only_closed_the_connection(
         self, own_server: Server, caplog
     ):
         own_server.command("ACL", "SETUSER", "app", "on", ">old", "~*", "&*", "+@all")
@@ -417,7 +417,7 @@ class TestReasons:
         assert caplog.text.count("is still unreachable, now for another reason") == 1
         assert "old@" not in caplog.text
 
-    async def test_reasons_that_alternate_are_logged_once_a_minute(self, server: Server, caplog):
+    async def test_alternating_reasons_are_logged_once_each(self, server: Server, caplog):
         async with Cache(server.url, timeout=LONG, connect_timeout=LONG) as cache:
             link = cache.engine.store.store._servers.link_to(b"")
             connection = link.connection
@@ -426,19 +426,19 @@ class TestReasons:
                     link.lose(StoreUnavailable(reason), connection)
         assert len(caplog.records) == 2
 
-    async def test_a_password_that_is_missing_is_named(self, own_server: Server, caplog):
+    async def test_missing_password_is_logged_as_the_reason(self, own_server: Server, caplog):
         own_server.command("CONFIG", "SET", "requirepass", "secret")
         async with Cache(own_server.url, connect_timeout=LONG):
             # Before 7 redis-py does not keep the server's code, NOAUTH.
             assert re.search("refuses this user name or password: (NOAUTH )?Authentication required", caplog.text)
 
-    async def test_a_server_without_hello_is_used(self, caplog):
+    async def test_server_without_the_hello_command_is_used_without_a_warning(self, caplog):
         with Server(kinds()[0], "--rename-command", "HELLO", "") as server:
             async with Cache(server.url, connect_timeout=LONG) as cache:
                 assert cache.engine.is_store_up
         assert caplog.text == ""
 
-    async def test_a_client_that_says_hello_to_a_server_without_it_is_told_what_to_do(self, caplog):
+    async def test_resp3_client_of_a_server_without_hello_logs_the_remedy(self, caplog):
         with Server(kinds()[0], "--rename-command", "HELLO", "") as server:
             async with Redis.from_url(server.url, protocol=3) as client, Cache(redis=client, connect_timeout=LONG):
                 assert "the server refuses HELLO" in caplog.text
@@ -450,8 +450,8 @@ class TestReasons:
                 assert cache.engine.is_store_up
 
     @pytest.mark.parametrize("looks_like_one", [False, True])
-    async def test_an_imitation_of_a_client_is_refused_at_the_opening(self, looks_like_one):
-        """fakeredis for one: it has no server behind it."""
+    async def test_client_without_a_real_server_is_refused_at_opening(self, looks_like_one):
+        """For example fakeredis, which has no server behind it."""
 
         class Imitation(ClientConnection):
             async def connect(self) -> None:
@@ -481,26 +481,26 @@ class TestReasons:
             with pytest.raises(ConfigurationError, match="Imitation, which leads to no server"):
                 await cache.get_or_load("k", Counter(), POLICY)
 
-    async def test_a_node_of_a_cluster_is_named_even_if_it_has_the_tag_versions(self, caplog):
+    async def test_plain_url_of_a_cluster_node_logs_the_remedy_even_if_it_holds_the_tag_versions(self, caplog):
         with Server(kinds()[0], "--cluster-enabled", "yes", "--cluster-port", str(free_port())) as node:
             node.command("CLUSTER", "ADDSLOTSRANGE", "0", "16383")
             async with Cache(node.url, connect_timeout=LONG) as cache:
                 assert not cache.engine.is_store_up
                 assert "is a node of a cluster: give a URL redis+cluster://" in caplog.text
 
-    async def test_a_server_that_is_no_node_of_a_cluster_is_named(self, server: Server, caplog):
+    async def test_cluster_url_of_a_single_server_logs_the_remedy(self, server: Server, caplog):
         async with Cache(server.url.replace("redis:", "redis+cluster:"), connect_timeout=LONG):
             assert "is not a node of a cluster" in caplog.text
             assert "give a URL redis://" in caplog.text
 
-    async def test_a_sentinel_is_named(self, server: Server, caplog):
+    async def test_plain_url_of_a_sentinel_logs_the_remedy(self, server: Server, caplog):
         with Server(kinds()[0]) as sentinel:
             sentinel.kill()
             sentinel.watch(server.port, 60)
             async with Cache(sentinel.url, connect_timeout=LONG):
                 assert "the server is a sentinel: give a URL redis+sentinel://" in caplog.text
 
-    async def test_a_replica_is_named(self, server: Server, own_server: Server, caplog):
+    async def test_plain_url_of_a_replica_logs_the_remedy(self, server: Server, own_server: Server, caplog):
         own_server.command("REPLICAOF", "127.0.0.1", str(server.port))
         async with Cache(own_server.url, connect_timeout=LONG):
             assert "the server is a replica: give the URL of its master" in caplog.text
@@ -517,7 +517,7 @@ class TestReasons:
             ({}, True, None),
         ],
     )
-    def test_a_server_of_a_wrong_kind_is_named(self, info, is_single, words):
+    def test_check_kind_raises_only_for_unsupported_servers(self, info, is_single, words):
         if words is None:
             check_kind(info, is_single=is_single)
         else:

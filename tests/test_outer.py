@@ -13,12 +13,14 @@ from typing import Any
 import httpx
 import pytest
 import uvicorn
+from asgiref.local import Local
 from fastapi import FastAPI, Request, Response
 from fastapi.responses import JSONResponse
 from starlette.applications import Starlette
 from starlette.authentication import AuthCredentials, UnauthenticatedUser
+from starlette.middleware import sessions
 from starlette.responses import PlainTextResponse
-from starlette.routing import Route
+from starlette.routing import Host, Mount, Route
 
 from swr import Cache
 from swr.http.request import plain_url
@@ -36,6 +38,8 @@ def anyio_backend():
     return "asyncio"
 
 
+# Older versions of Starlette give a dict.
+Session = getattr(sessions, "Session", dict)
 RULE = Rule("/x", fresh_for=60, stale_for=600)
 TENANT: ContextVar[str] = ContextVar("tenant", default="none")
 PLACES = ("state", "scope", "variable")
@@ -95,7 +99,7 @@ def app_with(cache, place, *, takes=True, own="", **options):
 
 
 @pytest.mark.parametrize("place", PLACES)
-async def test_a_tenant_of_some_requests_gets_nothing_that_is_stored_for_those_without(cache, clock, place):
+async def test_tenant_set_by_outer_middleware_does_not_share_the_stored_response(cache, clock, place):
     _, ask = app_with(cache, place)
     assert [await ask() for _ in range(3)] == [("none", "missing"), ("none", "fresh"), ("none", "fresh")]
     for tenant in ("a", "b", "a"):
@@ -110,7 +114,7 @@ async def test_a_tenant_of_some_requests_gets_nothing_that_is_stored_for_those_w
 
 
 @pytest.mark.parametrize("place", ["state", "scope"])
-async def test_the_app_shares_with_all_who_have_what_it_does_not_take(cache, clock, place):
+async def test_requests_share_a_response_that_does_not_read_the_outer_value(cache, clock, place):
     runs, ask = app_with(cache, place, takes=False)
     asked = [await ask(object()) for _ in range(3)]
     assert [state for _, state in asked] == ["missing", "fresh", "fresh"]
@@ -181,7 +185,7 @@ def app_that_takes(look):
 
 @pytest.mark.parametrize("place", ["state", "scope"])
 @pytest.mark.parametrize("name", TAKING)
-async def test_however_the_app_takes_it_what_middleware_around_swr_has_set_is_not_shared(cache, name, place):
+async def test_outer_value_is_not_shared_however_the_app_reads_it(cache, name, place):
     app = app_that_takes(lambda scope: TAKING[name](scope["state"] if place == "state" else scope))
     inner = SWRMiddleware(app, cache, rules=[RULE])
     for tenant in ("a", "b", "a", ""):
@@ -193,13 +197,13 @@ async def test_however_the_app_takes_it_what_middleware_around_swr_has_set_is_no
 
 
 @pytest.mark.parametrize("name", ["_user", "fastapi_user", "django_user", "http.user"])
-async def test_a_name_of_middleware_is_not_taken_for_one_of_a_framework(cache, name):
+async def test_outer_value_named_like_a_value_of_a_framework_is_not_shared(cache, name):
     inner = SWRMiddleware(app_that_takes(lambda scope: scope.get(name)), cache, rules=[RULE])
     assert [(await ask_as(inner, **{name: value}))[0] for value in "aba"] == ['"a"', '"b"', '"a"']
 
 
 @pytest.mark.parametrize("place", ["scope", "state"])
-async def test_what_the_app_has_put_in_its_place_is_the_apps_own(cache, place):
+async def test_value_that_the_app_sets_itself_is_shared(cache, place):
     def take(scope):
         own = scope if place == "scope" else scope["state"]
         own["tenant"] = "all"
@@ -210,8 +214,8 @@ async def test_what_the_app_has_put_in_its_place_is_the_apps_own(cache, place):
     assert [await ask_as(inner, **beside) for beside in besides] == [('"all"', "missing"), ('"all"', "fresh")]
 
 
-async def test_an_app_of_another_framework_may_take_whatever_middleware_around_swr_has_set(cache, monkeypatch):
-    """swr does not see where such an app looks."""
+async def test_app_of_another_framework_shares_no_response_with_an_outer_value(cache, monkeypatch):
+    """swr cannot see what such an app reads."""
     for name in ("fastapi", "starlette.applications"):
         monkeypatch.delitem(sys.modules, name)
 
@@ -225,7 +229,7 @@ async def test_an_app_of_another_framework_may_take_whatever_middleware_around_s
         assert await ask_as(inner, **beside) == (tenant, state)
 
 
-async def test_what_the_app_changes_in_its_scope_and_state_middleware_around_swr_finds_changed(cache):
+async def test_outer_middleware_sees_changes_that_the_app_makes_to_scope_and_state(cache):
     def change(scope):
         for items in (scope, scope["state"]):
             items |= {"mine": 1}
@@ -253,8 +257,8 @@ async def test_what_the_app_changes_in_its_scope_and_state_middleware_around_swr
 
 
 @pytest.mark.parametrize("takes", [True, False])
-async def test_the_event_of_a_function_in_the_scope_is_shared_with_nobody(cache, takes):
-    """As Mangum leaves it, with who asks in it, for AWS Lambda."""
+async def test_response_is_shared_unless_the_app_reads_the_aws_event(cache, takes):
+    """Mangum puts the event of AWS Lambda into the scope, and the event says who asks."""
 
     def look(scope):
         return scope["aws.event"]["sub"] if takes else scope["path"]
@@ -274,7 +278,7 @@ async def test_the_event_of_a_function_in_the_scope_is_shared_with_nobody(cache,
         assert found == [('"/x"', "missing"), ('"/x"', "fresh"), ('"/x"', "fresh")]
 
 
-async def test_the_number_of_names_in_a_state_is_what_middleware_around_swr_has_made_it(cache, clock):
+async def test_response_that_reads_the_size_of_an_outer_state_is_not_shared(cache, clock):
     inner = SWRMiddleware(app_that_takes(lambda scope: len(scope["state"])), cache, rules=[RULE])
     assert [await ask_as(inner, state={"tenant": "a"}) for _ in range(2)] == [('"1"', "missing")] * 2
     # A background run gets no tenant.
@@ -308,26 +312,137 @@ class LazySession:
         return 0
 
 
-@pytest.mark.parametrize("kind", [Guest, Slotted, LazySession])
-async def test_a_guest_with_a_number_and_a_session_that_loads_late_are_those_of_one_client(cache, kind):
-    place = "session" if kind is LazySession else "user"
+class NumberedGuest(UnauthenticatedUser):
+    """Holds a number in a slot, beside the dict of its class."""
+
+    __slots__ = ("number",)
+
+    def __init__(self, number: str) -> None:
+        self.number = number
+
+
+class TupleGuest(tuple):
+    is_authenticated = False
+    number = property(lambda self: "".join(self))
+
+
+class NumberedSession(dict):
+    """Of a new visitor: empty, but it has a number."""
+
+    def __init__(self, number: str) -> None:
+        self.number = number
+
+
+class Claims(AuthCredentials):
+    """Without scopes."""
+
+    def __init__(self, number: str) -> None:
+        super().__init__()
+        self.number = number
+
+
+def starlette_guest(number):
+    guest = UnauthenticatedUser()
+    guest.number = number
+    return guest
+
+
+def guest_of_a_class_of_its_own(number):
+    return type("Guest", (UnauthenticatedUser,), {"number": number})()
+
+
+def guest_that_lies_about_its_class(number):
+    """Its class has the name of another one."""
+    return type("Visitor", (UnauthenticatedUser,), {"number": number, "__module__": __name__})()
+
+
+def session_of_starlette(number):
+    session = Session()
+    session.number = number
+    return session
+
+
+SOMEBODY = {
+    "user": [
+        Guest,
+        Slotted,
+        NumberedGuest,
+        TupleGuest,
+        starlette_guest,
+        guest_of_a_class_of_its_own,
+        guest_that_lies_about_its_class,
+    ],
+    "auth": [Claims],
+    "session": [LazySession, NumberedSession, *([] if Session is dict else [session_of_starlette])],
+}
+
+
+@pytest.mark.parametrize(
+    ("place", "kind"),
+    [pytest.param(place, kind, id=kind.__name__) for place, kinds in SOMEBODY.items() for kind in kinds],
+)
+async def test_guest_or_empty_session_with_a_number_gets_its_own_response(cache, place, kind):
     inner = SWRMiddleware(app_that_takes(lambda scope: scope[place].number), cache, rules=[RULE])
     assert [(await ask_as(inner, **{place: kind(number)}))[0] for number in "121"] == ['"1"', '"2"', '"1"']
 
 
-async def test_guests_who_cannot_be_told_apart_share(cache):
-    inner = SWRMiddleware(app_that_takes(lambda scope: scope["user"].is_authenticated), cache, rules=[RULE])
-    users = [UnauthenticatedUser(), Guest(""), UnauthenticatedUser()]
-    assert [(await ask_as(inner, user=user))[1] for user in users] == ["missing", "fresh", "fresh"]
+@pytest.mark.parametrize("place", SOMEBODY)
+async def test_response_that_does_not_read_the_number_of_a_guest_is_shared(cache, place):
+    inner = SWRMiddleware(app_that_takes(lambda scope: scope["path"]), cache, rules=[RULE])
+    found = [(await ask_as(inner, **{place: SOMEBODY[place][-1](number)}))[1] for number in "12"]
+    assert found == ["missing", "fresh"]
 
 
-async def test_guests_who_are_not_looked_at_share(cache):
+class Visitor(UnauthenticatedUser):
+    region = "EU"
+
+
+class OtherVisitor(UnauthenticatedUser):
+    region = "US"
+
+
+class Region(AuthCredentials):
+    region = "EU"
+
+
+class OtherRegion(AuthCredentials):
+    region = "US"
+
+
+@pytest.mark.parametrize(
+    ("place", "look", "values"),
+    [
+        ("user", lambda user: user.is_authenticated, [UnauthenticatedUser(), UnauthenticatedUser()]),
+        ("user", lambda user: user.region, [Visitor(), Visitor(), OtherVisitor(), OtherVisitor(), Visitor()]),
+        ("user", lambda user: repr(user.number), [Guest(number) for number in ("", None, False, "", None, False)]),
+        ("auth", lambda auth: auth.region, [Region(), OtherRegion(), Region(), OtherRegion()]),
+        ("auth", lambda auth: len(auth.scopes), [AuthCredentials(), AuthCredentials()]),
+        ("session", len, [{}, Session(), {}]),
+    ],
+    ids=["usual users", "user classes", "empty attributes", "auth classes", "usual auth", "usual sessions"],
+)
+async def test_guests_of_one_kind_share_a_response_even_if_it_reads_them(cache, clock, place, look, values):
+    app = app_that_takes(lambda scope: look(scope[place]))
+    inner = SWRMiddleware(app, cache, rules=[RULE])
+    kinds = {(await ask_as(app, **{place: value}))[0] for value in values}
+    found = [await ask_as(inner, **{place: value}) for value in values]
+    assert [text for text, _ in found] == [(await ask_as(app, **{place: value}))[0] for value in values]
+    assert [state for _, state in found].count("missing") == len(kinds)
+    if place != "session":
+        # A background refresh gets the same guest.
+        clock.advance(61)
+        assert (await ask_as(inner, **{place: values[0]})) == (found[0][0], "stale")
+        await settle()
+        assert (await ask_as(inner, **{place: values[0]})) == (found[0][0], "fresh")
+
+
+async def test_guests_share_a_response_that_does_not_read_the_user(cache):
     inner = SWRMiddleware(app_that_takes(lambda scope: scope["path"]), cache, rules=[RULE])
     assert [(await ask_as(inner, user=Guest(number)))[1] for number in "12"] == ["missing", "fresh"]
 
 
 @pytest.mark.parametrize("place", PLACES)
-async def test_a_response_with_a_lifetime_of_its_own_is_kept_apart_and_stored(cache, place):
+async def test_response_with_its_own_max_age_is_stored_for_each_tenant_separately(cache, place):
     _, ask = app_with(cache, place, own="max-age=60")
     assert [await ask(tenant) for tenant in (None, "a", None, "a")] == [
         ("none", "missing"),
@@ -337,7 +452,7 @@ async def test_a_response_with_a_lifetime_of_its_own_is_kept_apart_and_stored(ca
     ]
 
 
-async def test_a_request_with_a_value_that_cannot_be_compared_is_not_plain():
+async def test_request_with_a_value_that_cannot_be_compared_is_not_plain():
     usual, scope = Usual(lambda scope: (), Context()), http_scope("/x")
     scope["state"], usual.state, usual.size = {"model": Unlike()}, {"model": Unlike()}, len(scope) + 1
     assert plain_url(scope, usual) == (None, None)
@@ -345,17 +460,23 @@ async def test_a_request_with_a_value_that_cannot_be_compared_is_not_plain():
     assert plain_url(scope, usual)[0] is not None
 
 
-@pytest.mark.parametrize("more", [{}, {"state": {}}], ids=["no state", "state"])
-async def test_the_look_of_a_usual_request_is_learned_once(more):
+@pytest.mark.parametrize(
+    "more",
+    [{}, {"state": {}}, {"app": 1}, {"app": 1, "router": 1, "state": {}}],
+    ids=["no state", "state", "in an app", "below a router"],
+)
+async def test_shape_of_usual_requests_is_learned_once(more):
     looks = []
     usual = Usual(lambda scope: looks.append(scope) or (), copy_context())
     for _ in range(3):
         assert plain_url(http_scope("/x", **more), usual)[0] is not None
     assert len(looks) == 1
+    # Only below routers all names are compared.
+    assert bool(usual.routed) is ("router" in more)
 
 
 @pytest.mark.parametrize(("others", "is_plain"), [(62, True), (63, False)])
-async def test_a_request_with_many_fields_of_which_one_selects_is_not_plain(others, is_plain):
+async def test_request_with_a_selecting_field_and_more_than_64_fields_is_not_plain(others, is_plain):
     scope = http_scope("/x")
     scope["headers"] = [*scope["headers"], (b"origin", b"http://a"), *[(b"accept", b"*/*")] * others]
     assert (plain_url(scope, Usual(lambda scope: (), Context()))[0] is not None) is is_plain
@@ -372,8 +493,8 @@ async def ask_behind(inner, **beside):
         return (await http.get("/x")).json()
 
 
-async def test_an_identifier_in_the_scope_does_not_pass_for_nothing(cache):
-    """Both scopes are of one size."""
+async def test_tenant_is_not_confused_with_another_name_in_a_scope_of_equal_size(cache):
+    """Both scopes have the same number of names."""
     app = FastAPI()
 
     @app.get("/x")
@@ -386,7 +507,7 @@ async def test_an_identifier_in_the_scope_does_not_pass_for_nothing(cache):
     assert await ask_behind(inner, tenant="a") == "a"
 
 
-async def test_a_call_from_within_the_process_does_not_pass_for_a_servers_request(cache):
+async def test_name_in_the_scope_is_not_confused_with_the_state_of_a_server_request(cache):
     """`ASGITransport` gives no state, so its scope with a name of middleware is as large as a server's without one."""
     app = Starlette(routes=[Route("/x", plain_answer)])
     inner = SWRMiddleware(app, cache, rules=[RULE])
@@ -399,7 +520,109 @@ async def test_a_call_from_within_the_process_does_not_pass_for_a_servers_reques
         assert await asyncio.create_task(ask_behind(inner, **beside), context=ambient.copy()) == right
 
 
-async def test_claims_that_middleware_leaves_in_the_scope_are_those_of_one_user(cache):
+@pytest.mark.parametrize("takes", [True, False])
+async def test_response_is_shared_unless_the_app_takes_an_extension_that_outer_middleware_has_set(cache, takes):
+    def look(scope):
+        return scope["extensions"]["acme.version"] if takes else scope["path"]
+
+    inner = SWRMiddleware(app_that_takes(look), cache, rules=[RULE])
+    for version in ("1", "2"):
+        extensions = {"acme.version": version, "http.response.push": {}, "tls": {}}
+        found = await ask_as(inner, extensions=extensions)
+        assert found == ((f'"{version}"', "missing") if takes else ('"/x"', "missing" if version == "1" else "fresh"))
+
+
+async def test_extension_of_outer_middleware_keeps_what_is_stored_for_others_away(cache):
+    app = app_that_takes(lambda scope: scope["extensions"].get("acme.preview", "none"))
+    inner = SWRMiddleware(app, cache, rules=[RULE])
+
+    async def ask(**extensions):
+        return await asyncio.create_task(
+            ask_behind(inner, state={}, extensions=extensions), context=inner.config.ambient().copy()
+        )
+
+    offers = {"http.response.push": {}}
+    assert [await ask(**offers) for _ in range(3)] == ["none"] * 3
+    assert await ask(**offers, **{"acme.preview": "on"}) == "on"
+    assert await ask(**offers) == "none"
+
+
+async def version_of(request):
+    return PlainTextResponse(str(request.path_params.get("version", "none")))
+
+
+async def test_path_parameters_that_outer_middleware_sets_select_the_response(cache, clock):
+    # The inner router keeps them beside its own.
+    app = Starlette(routes=[Mount("/", routes=[Route("/x", version_of)])])
+    inner = SWRMiddleware(app, cache, rules=[RULE])
+
+    async def ask(number, **beside):
+        beside |= {"path_params": {"version": number}} if number else {}
+        return await asyncio.create_task(ask_as(inner, **beside), context=inner.config.ambient().copy())
+
+    numbers = ("", "1", "2")
+    for state in ("missing", "fresh", "fresh", "stale", "fresh"):
+        if state == "stale":
+            clock.advance(61)
+        assert [await ask(number) for number in numbers] == [(number or "none", state) for number in numbers]
+        await settle()
+    # No two objects are equal.
+    odd = [type("Version", (), {"__str__": lambda self, number=number: number})() for number in "ab"]
+    assert [await ask(version) for version in odd * 2] == [(number, "missing") for number in "abab"]
+
+
+async def preview_or_user(request):
+    return PlainTextResponse(str([request.scope.get(name) for name in ("preview", "user")]))
+
+
+@pytest.mark.parametrize("beside", [{"preview": True}, {"user": "ann"}], ids=str)
+@pytest.mark.parametrize("more", [{}, {"state": {}}], ids=["no state", "state"])
+async def test_name_in_the_scope_below_one_router_is_not_confused_with_names_of_another(cache, beside, more):
+    """`Host` adds fewer names to the scope than `Mount`."""
+    inner = SWRMiddleware(Starlette(routes=[Route("/x", preview_or_user)]), cache, rules=[RULE])
+    extra = {}
+
+    async def set_some(scope, receive, send):
+        await inner({**scope, **extra}, receive, send)
+
+    async def serve(scope, receive, send):
+        await both({**scope, **more}, receive, send)
+
+    both = Starlette(routes=[Host("b.test", app=set_some), Mount("/", app=inner)])
+
+    async def ask(host):
+        async with httpx.AsyncClient(transport=httpx.ASGITransport(serve), base_url=f"http://{host}") as http:
+            # The context of the cache is the one that all requests have.
+            found = await asyncio.create_task(http.get("/x"), context=inner.config.ambient().copy())
+        return found.text, found.headers["swr-state"]
+
+    nothing, something = "[None, None]", str([beside.get("preview"), beside.get("user")])
+    for _ in range(2):
+        for host in ("b.test", "a.test"):
+            await ask(host)
+            assert await ask(host) == (nothing, "fresh")
+        extra.update(beside)
+        assert await ask("b.test") == (something, "missing")
+        assert await ask("a.test") == (nothing, "fresh")
+        extra.clear()
+
+
+async def test_shapes_that_the_fast_path_remembers_are_limited():
+    usual, looks = Usual(lambda scope: looks.append(scope) or (), copy_context()), []
+    for number in [*range(70), 0, 69, 69]:
+        plain_url(http_scope("/x", **{f"fastapi_inner_{number}": 1}), usual)
+    assert len(looks) == 70 + 2
+
+
+async def test_swr_below_a_mount_does_not_keep_an_outer_swr_from_storing_a_response(cache):
+    inner = SWRMiddleware(Starlette(routes=[Route("/x", plain_answer)]), Cache(), rules=[])
+    outer = SWRMiddleware(Starlette(routes=[Mount("/", app=inner)]), cache, rules=[RULE])
+    async with httpx.AsyncClient(transport=httpx.ASGITransport(outer), base_url="http://test") as http:
+        found = [(await http.get(f"/x?{page}")).headers["cache-status"] for page in "1122"]
+    assert ["hit" in status.rpartition("swr; ")[2] for status in found] == [False, True, False, True]
+
+
+async def test_response_for_a_user_with_claims_in_the_scope_is_not_shared(cache):
     app = Starlette(routes=[Route("/x", plain_answer)])
     inner = SWRMiddleware(app, cache, rules=[RULE])
 
@@ -412,15 +635,12 @@ async def test_claims_that_middleware_leaves_in_the_scope_are_those_of_one_user(
         return found.json(), found.headers["swr-state"]
 
     assert [await ask({"sub": name}) for name in ("ann", "bob", "ann")] == [("auth", "missing")] * 3
-    assert [await ask(nobody) for nobody in (None, {}, AuthCredentials())] == [
-        ("", "missing"),
-        ("", "fresh"),
-        ("", "fresh"),
-    ]
+    found = [await ask(nobody) for nobody in (None, {}, AuthCredentials(), {})]
+    assert found == [("", "missing"), ("", "missing"), ("", "fresh"), ("", "fresh")]
 
 
-async def test_a_variable_that_was_set_when_the_first_request_made_swr_is_not_set_for_all(cache):
-    """As in an app below another one, where no lifespan makes the middleware."""
+async def test_variable_set_during_the_first_request_is_not_taken_as_set_for_all(cache):
+    """In an app mounted below another one, no lifespan creates the middleware: the first request does."""
     app = FastAPI()
     app.add_middleware(SWRMiddleware, cache=cache, rules=[RULE])
     app.get("/x")(tenant_of_all)
@@ -437,11 +657,56 @@ async def test_a_variable_that_was_set_when_the_first_request_made_swr_is_not_se
             assert found.json() == (tenant or "none")
 
 
+async def test_value_that_outer_middleware_sets_in_a_local_of_asgiref_is_not_shared(cache):
+    """Django keeps the language in such a `Local`, and its contents in a context variable."""
+    current, unset, app = Local(), Local(), FastAPI()
+    unset.tenant = "of all"
+
+    @app.get("/x")
+    async def endpoint() -> str:
+        return getattr(current, "tenant", "none") + unset.tenant
+
+    inner = SWRMiddleware(app, cache, rules=[RULE])
+
+    async def ask(tenant):
+        if tenant:
+            current.tenant = tenant
+        return await ask_behind(inner)
+
+    asked = [asyncio.create_task(ask(tenant), context=copy_context()) for tenant in ("a", "b", "", "")]
+    assert [await task for task in asked] == ["aof all", "bof all", "noneof all", "noneof all"]
+    async with httpx.AsyncClient(transport=httpx.ASGITransport(inner), base_url="http://test") as http:
+        # What is the same for all requests selects nothing.
+        assert (await http.get("/x")).headers["swr-state"] == "fresh"
+
+
+async def test_prefix_of_urls_and_cache_connections_of_django_do_not_prevent_sharing(cache):
+    from django.core.cache import caches
+    from django.urls import set_script_prefix
+
+    app = FastAPI()
+
+    @app.get("/x")
+    async def endpoint() -> str:
+        return "same"
+
+    inner = SWRMiddleware(app, cache, rules=[RULE])
+
+    async def outer(scope, receive, send):
+        set_script_prefix("/")
+        caches._connections.default = object()
+        await inner(scope, receive, send)
+
+    async with httpx.AsyncClient(transport=httpx.ASGITransport(outer), base_url="http://test") as http:
+        found = [await asyncio.create_task(http.get("/x"), context=Context()) for _ in range(2)]
+    assert [each.headers["swr-state"] for each in found] == ["missing", "fresh"]
+
+
 async def tenant_of_all() -> str:
     return TENANT.get()
 
 
-async def test_a_background_refresh_sees_the_variables_that_are_set_for_all_requests(cache, clock):
+async def test_background_refresh_sees_variables_that_are_set_for_all_requests(cache, clock):
     app = FastAPI()
     app.get("/x")(tenant_of_all)
     TENANT.set("of all")
@@ -471,7 +736,7 @@ def answers_of_a_server_in_a_thread(app, lifespan):
 
 
 @pytest.mark.parametrize(("lifespan", "second"), [("on", "fresh"), ("off", "missing")])
-def test_a_variable_that_a_module_sets_is_not_of_a_server_in_a_thread(caplog, lifespan, second):
+def test_variable_set_by_a_module_prevents_sharing_in_a_thread_without_lifespan(caplog, lifespan, second):
     app = FastAPI()
     app.get("/x")(tenant_of_all)
     setting = copy_context()
@@ -484,7 +749,7 @@ def test_a_variable_that_a_module_sets_is_not_of_a_server_in_a_thread(caplog, li
 
 
 @pytest.mark.parametrize("place", PLACES)
-async def test_a_credential_that_selects_does_not_say_what_middleware_around_swr_has_set(cache, place):
+async def test_tenants_with_equal_credentials_get_their_own_responses(cache, place):
     rule = Rule("/x", fresh_for=60, credentials="vary")
 
     async def answer(request):
@@ -508,8 +773,8 @@ async def test_a_credential_that_selects_does_not_say_what_middleware_around_swr
             assert (await asyncio.create_task(ask, context=Context())).text == tenant
 
 
-async def test_a_background_refresh_for_a_request_without_a_variable_of_all_others_does_not_see_it(cache, clock):
-    """The first request may have made swr, and have been that of an administrator."""
+async def test_background_refresh_does_not_see_a_variable_set_only_when_swr_was_made(cache, clock):
+    """The first request may have created the middleware, and may have come from an administrator."""
     app = FastAPI()
 
     @app.get("/x")

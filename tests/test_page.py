@@ -26,11 +26,11 @@ in_a_browser = pytest.mark.skipif(bool(LACKING), reason=f"the page is not looked
 # -- what it is made of --------------------------------------------------------------------------------------------
 
 
-def test_the_page_weighs_less_than_150_kb() -> None:
+def test_page_weighs_less_than_150_kb() -> None:
     assert 0 < sum(path.stat().st_size for path in STATIC.iterdir()) < 150_000
 
 
-def test_each_module_is_small_and_imports_only_its_neighbours() -> None:
+def test_each_module_is_under_15_kb_and_imports_only_its_neighbours() -> None:
     for module in STATIC.glob("*.js"):
         text = module.read_text()
         assert len(text) < 15_000, module
@@ -50,7 +50,7 @@ def test_every_module_is_used() -> None:
 
 
 @pytest.mark.parametrize("path", sorted(STATIC.iterdir()), ids=lambda path: path.name)
-def test_no_file_makes_markup_or_code_of_data_or_asks_another_host(path: Path) -> None:
+def test_no_file_turns_data_into_markup_or_code_or_names_another_host(path: Path) -> None:
     text = path.read_text()
     for word in (
         "innerHTML",
@@ -135,7 +135,7 @@ def expect_nothing_wrong(page: Any) -> None:
 
 
 @in_a_browser
-def test_a_browser_needs_the_address_with_the_token_once(fleet: Fleet, chromium: Any) -> None:
+def test_browser_needs_the_address_with_the_token_only_once(fleet: Fleet, chromium: Any) -> None:
     with opened(chromium, "about:blank") as page:
         page.context.clear_cookies()
         assert page.goto(fleet.url).status == 403
@@ -188,7 +188,7 @@ def test_each_panel_shows_the_fleet(fleet: Fleet, chromium: Any) -> None:
 
 
 @in_a_browser
-def test_a_loader_that_fails_is_told_of_at_the_top_until_it_works(fleet: Fleet, chromium: Any) -> None:
+def test_failing_loader_raises_an_alarm_until_it_works_again(fleet: Fleet, chromium: Any) -> None:
     with opened(chromium, fleet.url) as page:
         expect_nothing_wrong(page)
         (fleet.faults / "price").touch()
@@ -203,7 +203,7 @@ def test_a_loader_that_fails_is_told_of_at_the_top_until_it_works(fleet: Fleet, 
 
 
 @in_a_browser
-def test_redis_that_stops_is_told_of_until_it_continues(fleet: Fleet, chromium: Any) -> None:
+def test_stopped_redis_raises_an_alarm_until_it_continues(fleet: Fleet, chromium: Any) -> None:
     with beside(fleet) as other, opened(chromium, fleet.url) as page, opened(chromium, other) as page_beside:
         expect_nothing_wrong(page)
         expect_nothing_wrong(page_beside)
@@ -239,7 +239,7 @@ def beside(fleet: Fleet) -> Iterator[str]:
 
 
 @in_a_browser
-def test_an_address_with_a_key_as_people_write_it_shows_the_key(fleet: Fleet, chromium: Any) -> None:
+def test_address_with_a_key_in_plain_or_escaped_form_shows_the_key(fleet: Fleet, chromium: Any) -> None:
     for written, key in (("any:100%", "any:100%"), ("any:a/b", "any:a/b"), ("any:c%2Fd", "any:c/d")):
         with opened(chromium, f"{fleet.url}#/requests/key/{written}") as page:
             expect_text(page.locator("swr-life .life-key"), key)
@@ -262,7 +262,7 @@ def test_dead_letters_are_shown_and_retried(fleet: Fleet, chromium: Any) -> None
 
 
 @in_a_browser
-def test_a_request_shows_its_state_and_why_it_is_not_cached_and_its_key_has_a_life(fleet: Fleet, chromium: Any) -> None:
+def test_request_shows_why_it_is_not_cached_and_its_key_can_be_managed(fleet: Fleet, chromium: Any) -> None:
     from playwright.sync_api import expect
 
     with opened(chromium, f"{fleet.url}#/requests") as page:
@@ -312,7 +312,7 @@ TURNING = """[...document.querySelectorAll("*")].flatMap((element) =>
 
 
 @in_a_browser
-def test_markup_in_keys_tags_and_errors_is_text(fleet: Fleet, chromium: Any) -> None:
+def test_markup_in_keys_tags_and_errors_is_shown_as_text(fleet: Fleet, chromium: Any) -> None:
     with opened(chromium, f"{fleet.url}#/requests") as page:
         page.locator("swr-calls tbody tr").first.wait_for()
         page.get_by_role("searchbox", name="Filter by path, loader or key").fill("any:")
@@ -350,7 +350,7 @@ def test_markup_in_keys_tags_and_errors_is_text(fleet: Fleet, chromium: Any) -> 
 
 @in_a_browser
 @pytest.mark.parametrize(("width", "scheme"), [(1280, "dark"), (390, "light")])
-def test_the_page_fits_its_screen_and_is_accessible(fleet: Fleet, chromium: Any, scheme: str, width: int) -> None:
+def test_page_fits_its_screen_and_is_accessible(fleet: Fleet, chromium: Any, scheme: str, width: int) -> None:
     """By the rules of axe-core: names, roles, landmarks, contrast."""
     from axe_playwright_python.sync_playwright import Axe
 
@@ -405,9 +405,7 @@ STAGED = """async () => {
 
 
 @in_a_browser
-def test_a_silent_process_is_not_counted_as_alive_and_nothing_is_cut_off_without_a_word(
-    fleet: Fleet, chromium: Any
-) -> None:
+def test_silent_process_is_not_counted_as_alive_and_long_problems_are_shortened(fleet: Fleet, chromium: Any) -> None:
     with opened(chromium, fleet.url) as page:
         page.locator("swr-loaders tbody tr").first.wait_for()
         shown = page.evaluate(STAGED)
@@ -423,7 +421,7 @@ def test_a_silent_process_is_not_counted_as_alive_and_nothing_is_cut_off_without
 
 
 @in_a_browser
-def test_on_a_telephone_a_request_is_read_in_full(fleet: Fleet, chromium: Any) -> None:
+def test_narrow_screen_shows_each_request_in_full(fleet: Fleet, chromium: Any) -> None:
     with opened(chromium, f"{fleet.url}#/requests", viewport={"width": 390, "height": 844}) as page:
         page.locator("swr-calls tbody tr").first.wait_for()
         cut = "[...document.querySelectorAll('.calls .call > *')].filter((one) => one.scrollWidth > one.clientWidth)"
@@ -452,7 +450,7 @@ FOCUSED = """(() => {
 
 
 @in_a_browser
-def test_focus_stays_while_a_list_changes_its_order(fleet: Fleet, chromium: Any) -> None:
+def test_focus_stays_on_its_item_when_a_list_is_reordered(fleet: Fleet, chromium: Any) -> None:
     with opened(chromium, fleet.url) as page:
         assert page.evaluate(REORDERED) == [
             ["three", "three,one,two"],
@@ -462,7 +460,7 @@ def test_focus_stays_while_a_list_changes_its_order(fleet: Fleet, chromium: Any)
 
 
 @in_a_browser
-def test_the_keyboard_reaches_everything_in_the_order_of_the_page(fleet: Fleet, chromium: Any) -> None:
+def test_keyboard_reaches_all_controls_in_the_order_of_the_page(fleet: Fleet, chromium: Any) -> None:
     with opened(chromium, fleet.url) as page:
         page.locator("swr-loaders tbody tr").first.wait_for()
         names: list[str] = []
@@ -502,7 +500,7 @@ def test_the_keyboard_reaches_everything_in_the_order_of_the_page(fleet: Fleet, 
 
 
 @in_a_browser
-def test_a_load_that_hangs_is_shown_with_its_process(fleet: Fleet, chromium: Any) -> None:
+def test_hanging_load_is_shown_with_its_process(fleet: Fleet, chromium: Any) -> None:
     with opened(chromium, f"{fleet.url}#/requests/key/any:hung") as page:
         fleet.ask("/any", params={"text": "hung"})
         life = page.locator("swr-life")
@@ -525,7 +523,7 @@ def test_a_load_that_hangs_is_shown_with_its_process(fleet: Fleet, chromium: Any
 
 
 @in_a_browser
-def test_a_server_that_says_nothing_is_told_of_until_it_speaks_again(fleet: Fleet, chromium: Any) -> None:
+def test_silent_server_raises_an_alarm_until_it_answers_again(fleet: Fleet, chromium: Any) -> None:
     with opened(chromium, fleet.url) as page:
         page.locator(".is-live").wait_for()
         with fleet.held_up(0):
@@ -536,7 +534,7 @@ def test_a_server_that_says_nothing_is_told_of_until_it_speaks_again(fleet: Flee
 
 
 @in_a_browser
-def test_what_redis_refuses_is_at_the_top_and_every_process_stays(fleet: Fleet, chromium: Any) -> None:
+def test_refused_redis_commands_raise_an_alarm_and_all_processes_stay_listed(fleet: Fleet, chromium: Any) -> None:
     with opened(chromium, fleet.url) as page:
         page.locator(".is-live").wait_for()
         fleet.server.command("CONFIG", "SET", "maxmemory", "1")
@@ -550,7 +548,7 @@ def test_what_redis_refuses_is_at_the_top_and_every_process_stays(fleet: Fleet, 
 
 
 @in_a_browser
-def test_a_process_that_is_killed_is_gone(fleet: Fleet, chromium: Any) -> None:
+def test_killed_process_is_shown_as_gone(fleet: Fleet, chromium: Any) -> None:
     """From then on the fleet has two processes."""
     with opened(chromium, fleet.url) as page:
         page.locator("swr-processes li").first.wait_for()
@@ -563,7 +561,7 @@ def test_a_process_that_is_killed_is_gone(fleet: Fleet, chromium: Any) -> None:
 
 
 @in_a_browser
-def test_a_process_that_is_stopped_has_ended_without_a_warning(fleet: Fleet, chromium: Any) -> None:
+def test_stopped_process_is_shown_as_ended_without_a_warning(fleet: Fleet, chromium: Any) -> None:
     """Comes last: from then on the fleet has one process."""
     with opened(chromium, fleet.url) as page:
         page.locator("swr-processes li").first.wait_for()

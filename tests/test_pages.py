@@ -131,7 +131,7 @@ WHOLE = {
     [(*case, True) for case in PAGED.values()] + [(*case, False) for case in WHOLE.values()],
     ids=[*PAGED, *WHOLE],
 )
-def test_a_large_value_comes_back_as_it_was(kind, make, is_paged):
+def test_decoded_value_equals_the_encoded_one_whether_paged_or_not(kind, make, is_paged):
     codec, value = Codec(kind), make()
     frame = encode("k", stamp(value, Policy(60), 1.5, version=3), codec)
     assert codec.encode_value(value).startswith(b"\xc1\xc1") is is_paged
@@ -145,7 +145,7 @@ def test_a_large_value_comes_back_as_it_was(kind, make, is_paged):
 
 
 @pytest.mark.parametrize("kind", [list[int], dict[str, list[int]], Ranking])
-def test_what_cannot_be_stored_is_refused_wherever_it_stands(kind):
+def test_item_that_cannot_be_stored_is_refused_in_any_place_of_a_large_value(kind):
     large = [*range(MANY), "text"]
     value = {"a": large} if "dict" in str(kind) else Ranking("ATL", large) if kind is Ranking else large
     with pytest.raises(CodecError, match="cannot be stored"):
@@ -163,7 +163,7 @@ def test_what_cannot_be_stored_is_refused_wherever_it_stands(kind):
         (lambda: [Ranking("ATL", [])] * 3000, True), (lambda: {"a": object()}, False), (lambda: {1, 2}, False),
     ],
 )  # fmt: skip
-def test_a_value_with_many_parts_is_large(make, expected):
+def test_value_counts_as_large_by_its_parts_or_its_bytes(make, expected):
     assert is_large(make()) is expected
 
 
@@ -197,7 +197,7 @@ class TestThreads:
 
         return numbers
 
-    async def test_a_large_value_is_written_and_read_in_a_thread(self, server: Server, threads):
+    async def test_large_value_is_encoded_and_decoded_in_a_thread(self, server: Server, threads):
         async with Cache(server.url, timeout=30) as cache, Cache(server.url, timeout=30) as other:
             value = await self.define(cache)()
             numbers = self.define(other)
@@ -208,7 +208,7 @@ class TestThreads:
         assert not in_main
         assert [name for name, _ in threads if name == "encode_value"] == ["encode_value"]
 
-    async def test_a_large_value_that_a_lease_request_finds_is_read_in_a_thread_too(self, server: Server, threads):
+    async def test_large_value_found_by_a_lease_request_is_decoded_in_a_thread(self, server: Server, threads):
         async with Cache(server.url, timeout=30) as cache, Cache(server.url, timeout=30) as other:
             value = await self.define(cache)()
             store, numbers = other.engine.store, self.define(other)
@@ -216,14 +216,14 @@ class TestThreads:
             assert found.value == value
         assert not {name for name, is_main in threads if is_main}
 
-    async def test_a_small_one_is_not(self, server: Server, threads):
+    async def test_small_value_is_encoded_and_decoded_in_the_main_thread(self, server: Server, threads):
         async with Cache(server.url, timeout=30) as cache, Cache(server.url, timeout=30) as other:
             await self.define(cache, 10)()
             assert (await self.define(other, 10).outcome()).state is State.FRESH
         assert all(is_main for _, is_main in threads)
         assert threads
 
-    async def test_a_large_one_that_cannot_be_stored_is_an_error(self, server: Server):
+    async def test_large_value_that_cannot_be_stored_raises_codec_error(self, server: Server):
         async with Cache(server.url, timeout=30) as cache:
 
             @cache.cached("numbers", fresh_for=60)

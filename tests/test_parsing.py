@@ -50,7 +50,7 @@ class Name(str):
     ],
     ids=repr,
 )
-async def test_a_key_of_plain_arguments_is_loaded_with_equal_ones_of_the_same_types(kind, value):
+async def test_refresh_of_a_key_passes_its_arguments_with_value_and_type(kind, value):
     calls = []
     async with Cache() as cache:
 
@@ -89,14 +89,14 @@ def by_name(*, a: str): ...
         (by_name, "x"),
     ],
 )
-def test_an_argument_that_may_be_of_another_type_is_not_guessed(function, value):
+def test_key_with_uncertain_argument_types_has_no_refresh(function, value):
     cache = Cache()
     loader = cache.cached("r:{a}", fresh_for=60)(function)
     key = loader.key(a=value)
     assert cache.refresh_of(key) is None
 
 
-def test_a_key_of_an_attribute_of_a_function_and_of_no_loader_is_not_read():
+def test_key_that_cannot_be_read_back_to_a_call_has_no_refresh():
     cache = Cache()
 
     @cache.cached("user:{user.name}", fresh_for=60)
@@ -113,7 +113,7 @@ def test_a_key_of_an_attribute_of_a_function_and_of_no_loader_is_not_read():
         assert cache.refresh_of(key) is None
 
 
-async def test_an_item_of_a_batch_loader_is_loaded_alone():
+async def test_refresh_of_a_batch_item_loads_it_alone():
     calls = []
     async with Cache() as cache:
 
@@ -136,7 +136,7 @@ async def test_an_item_of_a_batch_loader_is_loaded_alone():
         assert calls[1:] == ["ATL"]
 
 
-def test_of_two_loaders_with_one_name_neither_is_taken():
+def test_key_of_two_loaders_with_one_name_has_no_refresh():
     cache, made = Cache(), []
     for _ in range(2):
 

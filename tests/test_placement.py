@@ -68,7 +68,7 @@ class Controller:
     ],
     ids=lambda value: type(value).__name__,
 )
-async def test_a_partial_and_an_object_are_endpoints_like_any_other(cache, endpoint):
+async def test_partials_methods_and_callable_objects_are_cached_as_endpoints(cache, endpoint):
     app = FastAPI()
     app.add_middleware(SWRMiddleware, cache=cache)
     app.get("/rankings/{group}")(cache.response(fresh_for=60, tags=("group:{group}",))(endpoint))
@@ -83,7 +83,7 @@ async def test_a_partial_and_an_object_are_endpoints_like_any_other(cache, endpo
     assert "wrapper" not in operation["operationId"]
 
 
-async def test_an_object_is_an_endpoint_of_starlette(cache):
+async def test_callable_object_is_cached_as_starlette_endpoint(cache):
     class Page:
         async def __call__(self, request):
             return PlainTextResponse(request.path_params["name"])
@@ -104,13 +104,13 @@ async def asgi_app(scope, receive, send): ...
 @pytest.mark.parametrize(
     "endpoint", [ASGIApp(), ASGIApp, asgi_app, functools.partial(ASGIApp), functools.partial(asgi_app), 5, FastAPI()]
 )
-def test_what_is_no_endpoint_is_refused(endpoint):
+def test_asgi_apps_and_non_callables_are_refused_as_endpoints(endpoint):
     with pytest.raises(ConfigurationError, match="Rule of its path"):
         Cache().response(fresh_for=60)(endpoint)
 
 
 @pytest.mark.parametrize("kind", ["app", "router", "def", "object"])
-async def test_above_the_route_it_says_so_once(cache, caplog, kind):
+async def test_response_decorator_above_the_route_logs_one_warning(cache, caplog, kind):
     app, router = FastAPI(), APIRouter()
     app.add_middleware(SWRMiddleware, cache=cache)
     where = router if kind == "router" else app
@@ -139,7 +139,7 @@ async def test_above_the_route_it_says_so_once(cache, caplog, kind):
     assert "above the decorator of the route" in line
 
 
-async def test_below_the_route_it_says_nothing(cache, caplog):
+async def test_response_decorator_below_the_route_logs_nothing(cache, caplog):
     app = FastAPI()
     app.add_middleware(SWRMiddleware, cache=cache, rules=[Rule("/other", fresh_for=60)])
 
@@ -167,7 +167,7 @@ def test_vary_by_credentials_is_refused_with_what_to_do(name):
 
 @pytest.mark.parametrize("name", ["cached", "cached_many", "response"])
 @pytest.mark.parametrize("given", [ranking, plain_ranking, Endpoint(), Controller, functools.partial(ranking, "hello")])
-def test_a_decorator_without_parentheses_is_refused_with_what_to_write(name, given):
+def test_decorator_without_parentheses_is_refused_with_what_to_write(name, given):
     with pytest.raises(
         ConfigurationError, match=rf"@cache\.{name} decorates .* without options: write @cache\.{name}\("
     ):
@@ -177,21 +177,21 @@ def test_a_decorator_without_parentheses_is_refused_with_what_to_write(name, giv
 @pytest.mark.parametrize(
     ("name", "given"), [("cached", 60), ("cached_many", ["a"]), ("response", 60), ("response", "/x")]
 )
-def test_an_option_without_its_name_is_refused_with_what_to_write(name, given):
+def test_positional_option_is_refused_with_what_to_write(name, given):
     with pytest.raises(
         ConfigurationError, match=rf"@cache\.{name} got the positional argument .*: write @cache\.{name}\(.*fresh_for="
     ):
         getattr(Cache(), name)(given)
 
 
-def test_a_decorator_that_lacks_its_lifetime_says_so():
+def test_decorator_without_lifetime_is_refused():
     for make in (Cache().cached, Cache().response):
         with pytest.raises(ConfigurationError, match="fresh_for"):
             make()
 
 
 @pytest.mark.parametrize("annotation", [WebSocket, "WebSocket", Annotated[WebSocket, "doc"]])
-def test_an_endpoint_for_a_websocket_is_refused(annotation):
+def test_endpoint_for_a_websocket_is_refused(annotation):
     async def chat(websocket): ...
 
     chat.__annotations__["websocket"] = annotation
@@ -216,7 +216,7 @@ def of_flask():
 
 @pytest.mark.parametrize("make", [of_fastapi, of_a_router, of_flask])
 @pytest.mark.parametrize("name", ["cached", "cached_many"])
-def test_a_loader_above_the_decorator_of_a_route_is_refused_because_the_route_calls_the_function(make, name):
+def test_loader_decorator_above_the_route_is_refused(make, name):
     app, route = make()
     cached = getattr(Cache(), name)
     with pytest.raises(ConfigurationError, match=rf"^@cache\.{name} on .*\.one does nothing there: .* below @app\.get"):
@@ -267,7 +267,7 @@ async def opened_async():
         (Controller, r"^@cache\.cached decorates .* not <class"),
     ],
 )
-def test_a_decorator_on_what_another_one_has_made_is_refused_with_what_to_do(given, complaint):
+def test_cached_on_the_result_of_another_decorator_is_refused_with_what_to_do(given, complaint):
     with pytest.raises(ConfigurationError, match=complaint):
         Cache().cached(fresh_for=60)(given)
 
@@ -275,7 +275,7 @@ def test_a_decorator_on_what_another_one_has_made_is_refused_with_what_to_do(giv
 @pytest.mark.parametrize(
     "kind", [HttpRequest, BackgroundTasks, LitestarRequest, FlaskRequest, Request, WebSocket, "HttpRequest"]
 )
-def test_what_belongs_to_one_request_is_refused_as_a_parameter(kind):
+def test_request_objects_are_refused_as_loader_parameters(kind):
     def view(given): ...
 
     view.__annotations__ = {"given": kind}

@@ -24,7 +24,7 @@ from swr.policy import seconds
         (" 1.5 h ", 5400),
     ],
 )
-def test_a_duration_is_seconds_a_timedelta_or_text(given, expected):
+def test_duration_may_be_seconds_or_timedelta_or_text(given, expected):
     assert seconds(given) == expected
 
 
@@ -47,18 +47,18 @@ def test_a_duration_is_seconds_a_timedelta_or_text(given, expected):
         "١s",
     ],
 )
-def test_what_is_no_duration_is_refused_with_its_name_and_the_remedy(given):
+def test_invalid_duration_is_refused_with_its_name_and_the_remedy(given):
     with pytest.raises(ConfigurationError, match=r'fresh_for=.*"10m"'):
         Policy(given)
 
 
-def test_a_policy_holds_seconds():
+def test_policy_converts_durations_to_seconds():
     policy = Policy("1m", "10m", timedelta(days=1), ["a", "b"])
     assert (policy.fresh_for, policy.stale_for, policy.stale_if_error, policy.tags) == (60, 600, 86400, ("a", "b"))
     assert policy == Policy(60, 600, 86400, ("a", "b"))
 
 
 @pytest.mark.parametrize("tags", ["group", b"group", [""], [1], [None]])
-def test_tags_are_non_empty_strings(tags):
+def test_tags_other_than_non_empty_strings_are_refused(tags):
     with pytest.raises(ConfigurationError, match="tags="):
         Policy(1, tags=tags)

@@ -150,7 +150,7 @@ def together(processes: list[Process], do: str, **what: Any) -> list[Any]:
     return [process.answer() for process in processes]
 
 
-def test_one_load_per_cold_or_expired_key_in_the_whole_fleet(start, loads):
+def test_fleet_loads_each_missing_or_stale_key_once(start, loads):
     """Promise 1: 8 processes x 250 readers (in full 32), cold and stale, again and again: exactly 1 load each."""
     processes = start(PROCESSES)
     fresh_for = 1.0
@@ -180,7 +180,7 @@ def test_one_load_per_cold_or_expired_key_in_the_whole_fleet(start, loads):
 
 
 @pytest.mark.parametrize("readers_have", ["something stale", "nothing"])
-def test_the_refresher_is_killed(start, tmp_path, readers_have):
+def test_another_process_loads_after_the_lease_holder_is_killed(start, tmp_path, readers_have):
     """Promise 2: the next refresh begins within the lease's time-to-live + 250 ms; readers keep getting stale.
 
     In full 200 times, half of them with something stale: several fleets side by side, for each waits for its lease.
@@ -220,8 +220,8 @@ def kill_refreshers(start: Any, folder: Path, fleet: int, rounds: int, readers_h
         (dying,) = start(1, loads, lease_for=lease_for)
 
 
-def test_a_paused_holder_overwrites_nothing_newer(start, loads):
-    """Promise 3: stopped past its lease, continued, and its value is nowhere."""
+def test_paused_lease_holder_does_not_overwrite_a_newer_value(start, loads):
+    """Promise 3: a process is stopped past its lease and continued; no reader gets its value."""
     paused, other = start(2, lease_for=0.5)
     for round_ in range(TIMES):
         key = f"k{round_}"
@@ -252,7 +252,7 @@ def proxy(server: Server) -> Iterator[Any]:
 
 
 @pytest.mark.parametrize("fault", ["unsent", "unanswered"])
-def test_a_lost_reply_locks_nobody_out_and_doubles_no_work(start, loads, proxy, fault):
+def test_lost_reply_blocks_no_reader_and_causes_no_second_load(start, loads, proxy, fault):
     """Promise 7: the connection breaks at any command of a load, before it gets through or before its reply."""
     (unlucky,) = start(1, url=proxy(lambda proxy: proxy.url))
     (other,) = start(1)
@@ -273,8 +273,8 @@ def test_a_lost_reply_locks_nobody_out_and_doubles_no_work(start, loads, proxy, 
 
 
 @pytest.mark.parametrize("how", ["invalidate", "invalidate_tag", "clear"])
-def test_what_is_invalidated_while_it_is_loaded_is_loaded_again(start, loads, how):
-    """Promise 4: wherever it is loaded, whoever waits for it gets what was loaded afterwards, and so does everybody."""
+def test_key_invalidated_during_its_load_is_loaded_again(start, loads, how):
+    """Promise 4: waiting readers and later ones get a value that was loaded after the invalidation, in each process."""
     what = {"invalidate": lambda key: {"key": key}, "invalidate_tag": lambda _: {"tag": "t"}, "clear": lambda _: {}}[
         how
     ]
@@ -296,8 +296,8 @@ def test_what_is_invalidated_while_it_is_loaded_is_loaded_again(start, loads, ho
 
 
 @pytest.mark.parametrize("how", ["invalidate", "invalidate_tag", "clear"])
-def test_nobody_sees_what_was_invalidated(start, loads, how):
-    """Promise 4: no reader in the process after it returns, none elsewhere once the message has arrived."""
+def test_invalidated_value_is_read_nowhere_after_the_notification(start, loads, how):
+    """Promise 4: no reader gets it in the process after the call returns, none elsewhere after the notification."""
     what = {"invalidate": {"key": "k"}, "invalidate_tag": {"tag": "t"}, "clear": {}}[how]
     processes = start(4)
     for process in processes:
@@ -316,8 +316,8 @@ def test_nobody_sees_what_was_invalidated(start, loads, how):
             assert process.ask("read", key="k", readers=3)["values"] == {str(number): 3}
 
 
-def test_a_paused_process_serves_nothing_that_was_invalidated_meanwhile(start, loads):
-    """A process that was stopped hears the messages that it missed before it answers, or soon after."""
+def test_paused_process_stops_serving_a_value_invalidated_meanwhile(start, loads):
+    """A process that was stopped gets the notifications that it missed before it answers, or soon after."""
     paused, other = start(2)
     for process in (paused, other):
         process.ask("read", key="k", readers=1)

@@ -20,7 +20,7 @@ from tests import prose
         " ".join(["word"] * 31) + ".",
     ],
 )
-def test_a_sentence_that_must_be_read_twice_is_found(sentence):
+def test_sentence_that_must_be_read_twice_is_found(sentence):
     assert list(prose.judge(sentence))
 
 
@@ -32,11 +32,11 @@ def test_a_sentence_that_must_be_read_twice_is_found(sentence):
         "KEYS: what a script gets, for it is no sentence -> reply",
     ],
 )
-def test_a_plain_sentence_is_not(sentence):
+def test_plain_sentence_causes_no_finding(sentence):
     assert not list(prose.judge(sentence))
 
 
-def test_code_and_headings_of_a_page_are_left_out():
+def test_code_and_headings_of_a_page_are_skipped():
     page = "# What is left\n\n```python\n# What is code\n```\n\nA paragraph\nof two lines.\n\n| a cell | What was |\n"
     assert list(prose.paragraphs_of_page(page)) == [
         (7, "A paragraph of two lines."),
@@ -45,7 +45,7 @@ def test_code_and_headings_of_a_page_are_left_out():
     ]
 
 
-def test_docstrings_and_comments_of_a_module_are_read(tmp_path):
+def test_docstrings_and_comments_of_a_module_are_judged(tmp_path):
     module = tmp_path / "module.py"
     module.write_text('"""What is here."""\n\n# Whoever reads this\n# reads two lines.\nx = 1\n')
     found = [(finding.line, finding.why) for finding in prose.findings(module)]

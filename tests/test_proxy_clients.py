@@ -166,30 +166,30 @@ def loop(request) -> str:
         (b"GET / HTTP/1.1\r\nX: " + b"x" * 1000, b"408"),
     ],
 )
-def test_a_client_that_does_not_finish_the_head_of_a_request_is_let_go(sent, said, loop):
-    """RFC 9110 15.5.9; without a word if it has not begun one."""
+def test_client_that_does_not_finish_its_request_head_is_disconnected(sent, said, loop):
+    """RFC 9110 15.5.9: with a 408, or without a response if it has not begun a request."""
     with site(loop, head_timeout=0.2, keep_alive=0.1) as app, client(app, sent) as connection:
         assert end_of(connection)[9:12] == said
         app.wait_until_empty()
         assert app.scopes == []
 
 
-def test_a_client_that_sends_the_head_of_a_request_byte_by_byte_is_let_go(loop):
-    """All of it has to come in the time that there is."""
+def test_client_that_sends_its_request_head_byte_by_byte_is_disconnected(loop):
+    """The whole head has to arrive within `head_timeout`."""
     with site(loop, head_timeout=0.3) as app, client(app, b"GET / HTTP/1.1\r\nX: ") as connection:
         assert drip(connection, b"x")[9:12] in (b"408", b"")
         app.wait_until_empty()
         assert app.scopes == []
 
 
-def test_a_client_that_sends_empty_lines_between_two_requests_is_let_go(loop):
-    """RFC 9112 2.2: they are skipped. The server's own time-out begins again with each."""
+def test_client_that_sends_only_empty_lines_after_a_request_is_disconnected(loop):
+    """RFC 9112 2.2: the server skips them. The time-out of uvicorn itself begins again with each."""
     with site(loop, head_timeout=0.2, keep_alive=0.2) as app, client(app, GET) as connection:
         assert drip(connection, b"\r\n").endswith(b"ok")
         app.wait_until_empty()
 
 
-def test_a_connection_may_be_idle_as_long_as_it_is_told_to_be_kept():
+def test_idle_connection_is_kept_past_head_timeout_within_keep_alive():
     with site(head_timeout=0.05, keep_alive=PATIENCE) as app, client(app, GET) as connection:
         connection.recv(65536)
         time.sleep(0.5)
@@ -197,21 +197,21 @@ def test_a_connection_may_be_idle_as_long_as_it_is_told_to_be_kept():
         assert body_of(end_of(connection)) == b"ok"
 
 
-def test_a_client_that_stops_amid_its_body_is_let_go(loop):
+def test_client_that_stops_amid_its_body_is_disconnected(loop):
     with site(loop, client_timeout=0.2) as app, client(app, POST, b"half") as connection:
         assert end_of(connection) == b""
         app.wait_until_empty()
 
 
 @pytest.mark.parametrize("sent", [POST, POST.replace(b"Content-Length: 1000000", b"Transfer-Encoding: chunked")])
-def test_a_client_that_sends_its_body_byte_by_byte_is_let_go(sent, loop):
+def test_client_that_sends_its_body_byte_by_byte_is_disconnected(sent, loop):
     piece = b"1\r\nx\r\n" if b"chunked" in sent else b"x"
     with site(loop, client_timeout=0.3) as app, client(app, sent) as connection:
         assert drip(connection, piece) == b""
         app.wait_until_empty()
 
 
-def test_what_is_no_content_is_no_progress(loop):
+def test_client_that_sends_an_endless_chunk_extension_is_disconnected(loop):
     """RFC 9112 7.1.1: the extension of a chunk may be endless."""
     sent = b"POST / HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n1;"
     with site(loop, client_timeout=0.3) as app, client(app, sent) as connection:
@@ -219,7 +219,7 @@ def test_what_is_no_content_is_no_progress(loop):
         app.wait_until_empty()
 
 
-def test_a_body_that_has_been_answered_has_an_end(loop):
+def test_client_that_sends_an_endless_body_after_its_response_is_disconnected(loop):
     sent = b"POST /early HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n"
     with site(loop, head_timeout=0.3) as app, client(app, sent) as connection:
         assert drip(connection, b"5\r\nxxxxx\r\n").endswith(b"ok")
@@ -227,8 +227,8 @@ def test_a_body_that_has_been_answered_has_an_end(loop):
 
 
 @pytest.mark.parametrize("times", [1, 2])
-def test_a_client_that_reads_nothing_is_let_go(times, loop):
-    """Whether the app has said all or not: what the server has buffered, it frees."""
+def test_client_that_reads_nothing_is_disconnected(times, loop):
+    """The server frees its buffers, whether the app has sent the whole response or not."""
     with (
         site(loop, client_timeout=0.2) as app,
         client(app, GET.replace(b"/ ", b"/big ") * times, buffer=2048) as connection,
@@ -237,7 +237,7 @@ def test_a_client_that_reads_nothing_is_let_go(times, loop):
         assert len(end_of(connection)) < BIG
 
 
-def test_a_client_that_reads_slowly_is_let_go(loop):
+def test_client_that_reads_byte_by_byte_is_disconnected(loop):
     with site(loop, client_timeout=0.5) as app, client(app, GET.replace(b"/ ", b"/big "), buffer=2048) as connection:
         wait_until(lambda: app.running)
         until = time.monotonic() + PATIENCE
@@ -249,8 +249,8 @@ def test_a_client_that_reads_slowly_is_let_go(loop):
         assert len(end_of(connection)) < 2**16
 
 
-def test_a_client_that_takes_its_time_and_goes_on_is_not_let_go(loop):
-    """Pauses that together are longer than `client_timeout`; it counts what a client takes against them."""
+def test_client_that_pauses_between_large_reads_gets_the_whole_body(loop):
+    """The pauses add up to more than `client_timeout`; the data that a client takes counts against them."""
     with site(loop, client_timeout=1.0) as app, client(app, CLOSING.replace(b"/ ", b"/big ")) as connection:
         received = b""
         while piece := connection.recv(2**20, socket.MSG_WAITALL):
@@ -259,7 +259,7 @@ def test_a_client_that_takes_its_time_and_goes_on_is_not_let_go(loop):
         assert len(body_of(received)) == BIG
 
 
-def test_the_time_that_the_app_takes_is_not_the_clients(loop):
+def test_slow_app_does_not_use_up_the_timeouts_of_its_client(loop):
     with (
         site(loop, head_timeout=0.05, client_timeout=0.05) as app,
         client(app, CLOSING.replace(b"/ ", b"/wait ")) as connection,
@@ -270,8 +270,8 @@ def test_the_time_that_the_app_takes_is_not_the_clients(loop):
         assert body_of(end_of(connection)) == b"ok"
 
 
-def test_each_request_that_a_client_has_sent_before_it_leaves_is_told(loop):
-    """uvicorn tells the last one alone; one that waits for that, such as an event stream, would go on for ever."""
+def test_running_request_gets_a_disconnect_when_a_pipelining_client_leaves(loop):
+    """uvicorn tells only the last request; an event stream that waits for the disconnect would run for ever."""
     with site(loop) as app:
         with client(app, GET.replace(b"/ ", b"/left ") * 2):
             wait_until(lambda: app.running)
@@ -294,7 +294,7 @@ HUGE = b"GET / HTTP/1.1\r\nHost: x\r\n"
         (HUGE, b"X: " + b"x" * (MOST_HEAD_BYTES + 1) + b"\r\n\r\n"),
     ],
 )
-def test_a_head_without_an_end_is_refused(begin, piece, loop):
+def test_endless_or_oversized_request_head_gets_a_431(begin, piece, loop):
     """RFC 6585 5"""
     with site(loop) as app, client(app, begin) as connection:
         assert drip(connection, piece)[9:12] in (b"431", b"")
@@ -302,13 +302,13 @@ def test_a_head_without_an_end_is_refused(begin, piece, loop):
         assert app.scopes == []
 
 
-def test_a_long_head_is_none_too_long(loop):
+def test_request_head_of_60_kilobytes_is_accepted(loop):
     head = HUGE + b"X: " + b"x" * 60_000 + b"\r\nConnection: close\r\n\r\n"
     with site(loop) as app:
         assert body_of(talk(app.port, head)) == b"ok"
 
 
-def test_trailers_are_no_fields_of_the_request_and_have_an_end(loop):
+def test_trailers_are_dropped_and_endless_trailers_disconnect_the_client(loop):
     """RFC 9110 6.5.1"""
     sent = b"POST / HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n1\r\nx\r\n0\r\n"
     with site(loop) as app:
@@ -320,8 +320,8 @@ def test_trailers_are_no_fields_of_the_request_and_have_an_end(loop):
         app.wait_until_empty()
 
 
-def test_requests_that_are_pipelined_have_an_end(loop):
-    """RFC 9112 9.3.2: one after the other, some; what a client sends without limit is refused."""
+def test_pipelined_requests_are_answered_up_to_a_limit(loop):
+    """RFC 9112 9.3.2: the server answers some in order, and disconnects a client that sends them without limit."""
     with site(loop) as app:
         with client(app, GET * 20 + CLOSING) as connection:
             assert end_of(connection).count(b"\r\n\r\nok") == 21
@@ -336,21 +336,21 @@ def test_requests_that_are_pipelined_have_an_end(loop):
 @pytest.mark.parametrize("sent", [b"\x16\x03\x01" + b"\x00" * 100, b"GET\r\n\r\n", b"GET / HTTP/9.9\r\n\r\n",
                                   b"GET / HTTP/1.1\r\nHo st: x\r\n\r\n", b"GET /\xff HTTP/1.1\r\nHost: x\r\n\r\n",
                                   b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: x\r\n\r\n"])  # fmt: skip
-def test_what_is_no_request_is_answered_with_400(sent, loop):
+def test_malformed_request_gets_a_400(sent, loop):
     with site(loop) as app, client(app, sent) as connection:
         assert end_of(connection).startswith(b"HTTP/1.1 400 ")
         app.wait_until_empty()
 
 
-def test_what_is_no_request_never_looks_like_a_part_of_an_answer(loop):
-    """RFC 9112 8: the answer before it would swallow the 400."""
+def test_malformed_request_behind_an_unanswered_one_closes_without_a_400(loop):
+    """RFC 9112 8: the client would read the 400 as a part of the response before it."""
     with site(loop) as app, client(app, GET.replace(b"/ ", b"/wait "), b"no request\r\n\r\n") as connection:
         assert end_of(connection) == b""
         app.release.set()
         app.wait_until_empty()
 
 
-def test_the_host_of_an_absolute_target_goes_before_the_field(loop):
+def test_host_of_an_absolute_target_wins_over_the_host_field(loop):
     """RFC 9112 3.2.2"""
     asked = [b"http://a:80/b?c", b"HTTP://a:80", b"http://a:80?c"]
     with site(loop) as app:
@@ -371,30 +371,30 @@ def test_the_host_of_an_absolute_target_goes_before_the_field(loop):
         (b"x", b" HTTP/1.1", b"400"),
     ],
 )
-def test_a_request_line_that_the_server_would_take_for_another_one_is_refused(target, version, status, loop):
+def test_request_line_with_an_unsupported_target_or_version_is_rejected(target, version, status, loop):
     """RFC 9112 3: httptools hides what is before the path, and knows versions that have no such line."""
     with site(loop) as app:
         assert talk(app.port, b"GET %b%b\r\nHost: x\r\n\r\n" % (target, version))[9:12] == status
         assert app.scopes == []
 
 
-def test_a_tunnel_is_not_implemented(loop):
+def test_connect_request_gets_a_501(loop):
     """RFC 9110 9.3.6"""
     with site(loop) as app:
         assert talk(app.port, b"CONNECT x:443 HTTP/1.1\r\nHost: x:443\r\n\r\n")[9:12] == b"501"
 
 
 @pytest.mark.parametrize(("hosts", "seen"), [([], []), ([b"x", b"y"], [b"a", b"a"]), ([b"a b"], [b"a"])])
-def test_an_absolute_target_makes_no_two_hosts_one(hosts, seen, loop):
-    """RFC 9112 3.2: the app refuses two of them, or none."""
+def test_absolute_target_keeps_the_number_of_host_fields(hosts, seen, loop):
+    """RFC 9112 3.2: the app refuses a request that has two of them, or none."""
     lines = b"".join(b"Host: %b\r\n" % host for host in hosts)
     with site(loop) as app:
         talk(app.port, b"GET http://a/ HTTP/1.1\r\n%bConnection: close\r\n\r\n" % lines)
         assert [value for name, value in app.scopes[0]["headers"] if name == b"host"] == seen
 
 
-def test_the_space_around_a_value_is_no_part_of_it(loop):
-    """RFC 9110 5.5: no client would take it for an invalid field."""
+def test_white_space_around_a_field_value_is_removed(loop):
+    """RFC 9110 5.5: white space around a value does not make the field invalid."""
     sent = CLOSING.replace(b"Host: x", b"Host:\tx \t\r\nAccept:  \t a\tb\t \r\nX: \t")
     with site(loop) as app:
         assert body_of(talk(app.port, sent)) == b"ok"
@@ -403,7 +403,7 @@ def test_the_space_around_a_value_is_no_part_of_it(loop):
 
 
 @pytest.mark.uncounted
-def test_a_connection_that_is_lost_leaves_no_parser_to_the_garbage_collection(loop):
+def test_closed_connection_frees_its_parser_without_garbage_collection(loop):
     """On a busy proxy a full collection holds up all clients at once."""
     with site(loop) as app:
         gc.collect()
@@ -421,8 +421,8 @@ UPGRADE = b"Host: x\r\nConnection: Upgrade\r\nUpgrade: h2c\r\n"
 
 
 @pytest.mark.parametrize("size", [1, 7, 10_000])
-def test_a_request_that_asks_for_another_protocol_has_a_body_and_others_after_it(size, loop, caplog):
-    """RFC 9110 7.8: Java's client asks for h2c with each. What is a body must never be taken for a request."""
+def test_upgrade_request_keeps_its_body_and_the_requests_after_it(size, loop, caplog):
+    """RFC 9110 7.8: Java's client asks for h2c each time. The server must never take a body for a request."""
     caplog.set_level("WARNING")
     trap = CLOSING.replace(b"/ ", b"/trap ")
     length = b"POST / HTTP/1.1\r\n%bContent-Length: %d\r\n\r\n%b" % (UPGRADE, len(trap), trap)
@@ -439,7 +439,7 @@ def test_a_request_that_asks_for_another_protocol_has_a_body_and_others_after_it
     assert caplog.records == []
 
 
-def test_a_request_that_asks_for_another_protocol_and_has_no_valid_body_is_answered_with_400(loop):
+def test_upgrade_request_with_an_invalid_body_is_rejected(loop):
     for body in (b"Content-Length: x\r\n\r\n", b"Transfer-Encoding: chunked\r\n\r\nx\r\n"):
         with site(loop) as app:
             answer = talk(app.port, b"POST / HTTP/1.1\r\n%b%b" % (UPGRADE, body))
@@ -463,7 +463,7 @@ OLD = b"%b %b HTTP/1.0\r\nHost: x\r\nExpect: 100-continue\r\nContent-Length: 1\r
         (b"POST", b"/", b"ok", True),
     ],
 )
-def test_a_client_of_http_1_0_gets_no_chunks_and_no_interim_answer(loop, method, path, body, length):
+def test_http_1_0_client_gets_no_chunks_and_no_interim_response(loop, method, path, body, length):
     """RFC 9112 6.1, RFC 9110 10.1.1: such a client would take chunks, and a second head, for a part of the body."""
     with site(loop) as app:
         head, _, content = talk(app.port, OLD % (method, path)).partition(b"\r\n\r\n")
@@ -472,12 +472,12 @@ def test_a_client_of_http_1_0_gets_no_chunks_and_no_interim_answer(loop, method,
         assert b"transfer-encoding: chunked" in talk(app.port, CLOSING.replace(b"/ ", b"/stream "))
 
 
-def test_an_answer_without_a_length_that_breaks_off_does_not_look_whole_to_a_client_of_http_1_0(loop):
+def test_http_1_0_client_gets_a_reset_if_a_response_without_length_breaks_off(loop):
     with site(loop) as app, pytest.raises(ConnectionResetError):
         talk(app.port, OLD % (b"GET", b"/broken-stream"))
 
 
-def test_a_client_of_http_1_0_that_leaves_before_an_answer_without_a_length_harms_nothing(loop, caplog):
+def test_server_still_answers_after_an_http_1_0_client_left_before_its_response(loop, caplog):
     caplog.set_level("WARNING")
     with site(loop) as app:
         with client(app, OLD % (b"GET", b"/wait-stream")):

@@ -32,7 +32,7 @@ async def states(http, *paths):
     return [(await http.get(path)).headers["swr-state"] for path in paths]
 
 
-async def test_the_responses_to_a_url_are_gone_on_all_hosts_and_the_app_hears_nothing(cache):
+async def test_purge_removes_the_responses_of_a_url_on_all_hosts_without_calling_the_app(cache):
     app = App([MAX_AGE])
     rules = [Rule("/x", ["QUERY"], drop_params=("utm",)), Rule("/x", drop_params=("ref",))]
     middleware = SWRMiddleware(app, cache, rules, purge_token="s3cret")
@@ -51,7 +51,7 @@ async def test_the_responses_to_a_url_are_gone_on_all_hosts_and_the_app_hears_no
 
 
 @pytest.mark.parametrize("name", ["SWR-Soft-Purge", "Fastly-Soft-Purge"])
-async def test_softly_they_are_stale(cache, name):
+async def test_soft_purge_makes_responses_stale(cache, name):
     async with client(SWRMiddleware(App([MAX_AGE]), cache, purge_token=b"s3cret")) as http:
         await states(http, "/x")
         await http.request("PURGE", "/x", headers={**TOKEN, name: "1"})
@@ -60,7 +60,7 @@ async def test_softly_they_are_stale(cache, name):
         assert await states(http, "/x") == ["missing"]
 
 
-async def test_tags_purge_in_place_of_the_url(cache):
+async def test_purge_with_tag_fields_removes_the_tagged_responses(cache):
     async with client(SWRMiddleware(App([MAX_AGE, (b"cache-tag", b"a, b c")]), cache, purge_token="s3cret")) as http:
         for headers in ({"cache-tag": "b c"}, {"surrogate-key": "x a"}):
             await states(http, "/x", "/y")
@@ -69,7 +69,7 @@ async def test_tags_purge_in_place_of_the_url(cache):
             assert await states(http, "/x", "/y") == ["missing", "missing"]
 
 
-async def test_tags_purge_however_long_the_request_is(cache):
+async def test_purge_by_tag_works_with_a_request_field_of_70_kb(cache):
     tagged = [MAX_AGE, (b"cache-tag", b"a")]
     async with client(SWRMiddleware(App(tagged), cache, purge_token="s3cret")) as http:
         await states(http, "/x")
@@ -93,7 +93,7 @@ async def test_tags_purge_however_long_the_request_is(cache):
         ([*TOKEN.items(), ("x", "x" * 70_000)], 400),
     ],
 )
-async def test_what_may_not_or_cannot_be_read_purges_nothing(cache, headers, status):
+async def test_unauthorized_or_malformed_purge_removes_nothing(cache, headers, status):
     async with client(SWRMiddleware(App([MAX_AGE]), cache, purge_token="s3cret")) as http:
         await states(http, "/x")
         answer = await http.request("PURGE", "/x", headers=headers)
@@ -103,7 +103,7 @@ async def test_what_may_not_or_cannot_be_read_purges_nothing(cache, headers, sta
         assert await states(http, "/x") == ["fresh"]
 
 
-async def test_who_guesses_tokens_is_refused_after_ten_and_others_are_not(cache, caplog):
+async def test_address_is_refused_after_ten_wrong_purge_tokens_and_others_are_not(cache, caplog):
     app = SWRMiddleware(App([MAX_AGE]), cache, purge_token="s3cret")
 
     async def status(token, address="10.0.0.9"):
@@ -119,7 +119,7 @@ async def test_who_guesses_tokens_is_refused_after_ten_and_others_are_not(cache,
     assert line.startswith("PURGE: 10.0.0.9 has sent 10 wrong secrets")
 
 
-async def test_without_a_token_the_method_is_one_like_any_other(cache):
+async def test_purge_request_reaches_the_app_when_no_purge_token_is_set(cache):
     app = App([MAX_AGE])
     async with client(SWRMiddleware(app, cache)) as http:
         answer = await http.request("PURGE", "/x", headers=TOKEN)
@@ -128,14 +128,14 @@ async def test_without_a_token_the_method_is_one_like_any_other(cache):
 
 
 @pytest.mark.parametrize("token", [1, "a b", "ä", "a\n"])
-def test_a_token_that_no_field_can_hold_is_refused_and_not_shown(token):
+def test_purge_token_that_no_field_can_hold_is_refused_and_not_shown(token):
     with pytest.raises(ConfigurationError, match="purge_token") as error:
         SWRMiddleware(App(), Cache(), purge_token=token)
     assert repr(token) not in str(error.value)
 
 
 @pytest.mark.parametrize("anyio_backend", ["asyncio"])
-async def test_while_redis_is_unreachable_it_counts_here_and_says_that_others_follow(own_server, anyio_backend):
+async def test_purge_while_redis_is_unreachable_acts_locally_and_answers_202(own_server, anyio_backend):
     url = own_server.url
     async with Cache(url, timeout=0.2) as cache, client(SWRMiddleware(App([MAX_AGE]), cache, purge_token="t")) as http:
         await states(http, "/x")
@@ -152,7 +152,7 @@ async def test_while_redis_is_unreachable_it_counts_here_and_says_that_others_fo
 
 
 @pytest.mark.parametrize("anyio_backend", ["asyncio"])
-async def test_the_proxy_purges_without_asking_the_service(anyio_backend):
+async def test_proxy_answers_purge_without_asking_the_service(anyio_backend):
     async with client(caching_proxy("http://127.0.0.1:9", purge_token="s3cret")) as http:
         assert (await http.request("PURGE", "/x", headers=TOKEN)).status_code == 200
         assert (await http.request("PURGE", "/x")).status_code == 401

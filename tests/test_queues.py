@@ -87,7 +87,7 @@ async def is_empty(queue: Queue) -> bool:
 
 
 class TestTasks:
-    async def test_what_is_enqueued_is_taken_once_and_done(self, queue: Queue):
+    async def test_enqueued_tasks_are_taken_once_and_leave_nothing_when_done(self, queue: Queue):
         assert await queue.enqueue(EPOCH, tasks()) == (3, 0)
         deliveries = await taken(queue)
         assert {delivery.key: delivery.args for delivery in deliveries} == GROUPS
@@ -98,7 +98,7 @@ class TestTasks:
         assert await is_empty(queue)
         assert (await queue.status()).counts == {"enqueued": 3, "merged": 0, "done": 3}
 
-    async def test_a_thousand_times_enqueued_is_one_task(self, queue: Queue):
+    async def test_key_enqueued_a_thousand_times_is_one_task(self, queue: Queue):
         await queue.enqueue(EPOCH, tasks({"r:ATL": ("ATL",)}, newer_than=1))
         for newer_than in range(2, 1002, 100):
             again = [("r:ATL", newer_than + number, ("ATL",)) for number in range(100)]
@@ -110,7 +110,7 @@ class TestTasks:
         assert await is_empty(queue)
         assert (await queue.status()).counts["merged"] == 1000
 
-    async def test_in_bulk_and_no_more_than_asked_for(self, no_heartbeats, store, backend):
+    async def test_take_returns_at_most_the_requested_number_in_one_command(self, no_heartbeats, store, backend):
         queue = Queue(store, "r", backend)
         await queue.enqueue(EPOCH, [(f"k{number}", 0, (number,)) for number in range(1200)])
         sent = store.sent
@@ -120,13 +120,13 @@ class TestTasks:
         rest = [*(await queue.take(0, "other", 500))[1], *(await queue.take(0, "other", 500))[1]]
         assert sorted(delivery.args[0] for delivery in first + rest) == list(range(1200))
 
-    async def test_first_in_first_out(self, store, backend):
+    async def test_tasks_are_taken_in_the_order_of_enqueueing(self, store, backend):
         queue = Queue(store, "r", backend)
         for number in range(5):
             await queue.enqueue(EPOCH, [(f"k{number}", 0, (number,))])
         assert [d.args[0] for d in (await queue.take(0, "one", 5))[1]] == [0, 1, 2, 3, 4]
 
-    async def test_what_is_enqueued_while_it_runs_runs_again_if_that_is_newer(self, queue: Queue):
+    async def test_task_enqueued_while_running_runs_again_only_if_newer(self, queue: Queue):
         await queue.enqueue(EPOCH, tasks(newer_than=5))
         deliveries = await taken(queue)
         assert await queue.enqueue(EPOCH, tasks(newer_than=5)) == (0, 3)
@@ -138,7 +138,7 @@ class TestTasks:
         await settled(queue, [again], "current")
         assert await is_empty(queue)
 
-    async def test_what_is_enqueued_while_it_fails_runs_again_at_once(self, queue: Queue):
+    async def test_task_enqueued_while_it_fails_runs_again_at_once(self, queue: Queue):
         await queue.enqueue(EPOCH, tasks({"r:ATL": ("ATL",)}))
         for newer_than in range(10, 15):
             (delivery,) = await taken(queue)
@@ -149,7 +149,7 @@ class TestTasks:
         await settled(queue, [last], "failed", 60.0, "no")
         assert (await queue.status()).dead == 1
 
-    async def test_what_somebody_has_deleted_is_queued_again(self, queue: Queue):
+    async def test_heal_requeues_tasks_whose_queue_keys_were_deleted(self, queue: Queue):
         many = {f"k{number}": (number,) for number in range(1500)}
         await queue.enqueue(EPOCH, tasks(many))
         running = await taken(queue, most=30)
@@ -171,8 +171,8 @@ class TestTasks:
         assert await settled(queue, running[20:], "done") == len(running) - 20
         assert await is_empty(queue)
 
-    async def test_keys_of_entries_are_never_those_of_a_queue(self, store, backend):
-        """Whatever the name of the refresher and the key of the entry."""
+    async def test_entry_keys_never_collide_with_queue_keys(self, store, backend):
+        """This holds for every refresher name and every entry key."""
         queue = Queue(store, "ranking", backend)
         await queue.enqueue((await queue.lead("a", 60))[0], ())
         entry = stamp(1, Policy(60), 0.0, 5)
@@ -185,7 +185,7 @@ class TestTasks:
 
 
 class TestTries:
-    async def test_a_failure_is_tried_again_after_its_delay(self, queue: Queue):
+    async def test_failed_task_is_retried_after_its_delay(self, queue: Queue):
         await queue.enqueue(EPOCH, tasks({"r:ATL": ("ATL",)}))
         await settled(queue, await taken(queue), "failed", 600.0, "ValueError: no")
         assert (await queue.status()).waiting == 1
@@ -197,7 +197,7 @@ class TestTries:
         assert [(delivery.key, delivery.tries) for delivery in again] == [("r:ORD", 2)]
         assert (await queue.status()).waiting == 1
 
-    async def test_what_fails_too_often_is_a_dead_letter(self, queue: Queue):
+    async def test_task_that_fails_three_times_becomes_a_dead_letter(self, queue: Queue):
         await queue.enqueue(EPOCH, tasks())
         for _ in range(3):
             await settled(queue, await taken(queue), "failed", 0.0, "ValueError: é")
@@ -209,7 +209,7 @@ class TestTries:
         status = await queue.status()
         assert (status.dead, status.counts["buried"], status.counts["failed"]) == (3, 3, 9)
 
-    async def test_whoever_takes_it_and_dies_each_time_has_it_buried(self, queue: Queue):
+    async def test_task_whose_consumers_all_die_becomes_a_dead_letter(self, queue: Queue):
         await queue.enqueue(EPOCH, tasks({"r:ATL": ("ATL",)}))
         for _ in range(3):
             assert len(await taken(queue)) == 1
@@ -234,7 +234,7 @@ class TestTries:
         assert await queue.retry() == 0
         assert await is_empty(queue)
 
-    async def test_a_dead_group_is_delivered_once_a_round_until_it_works(self, queue: Queue):
+    async def test_dead_letter_is_delivered_once_per_round_until_it_succeeds(self, queue: Queue):
         group = tasks({"r:ATL": ("ATL",)})
         await queue.enqueue(EPOCH, group)
         for _ in range(3):
@@ -249,7 +249,7 @@ class TestTries:
         await settled(queue, await taken(queue), "done")
         assert await queue.dead() == []
 
-    async def test_dead_letters_are_tried_once_a_round_even_where_only_what_is_dirty_is_enqueued(self, queue: Queue):
+    async def test_drain_of_dirty_keys_also_retries_each_dead_letter_once_per_round(self, queue: Queue):
         await queue.mark(GROUPS)
         await queue.drain(EPOCH)
         for _ in range(3):
@@ -264,7 +264,7 @@ class TestTries:
         assert await queue.drain(EPOCH) == (0, 0)
         assert await queue.dead() == []
 
-    async def test_what_was_given_up_in_this_round_is_not_tried_again_in_it(self, queue: Queue, store):
+    async def test_dead_letter_of_this_round_is_not_retried_before_the_next_round(self, queue: Queue, store):
         began = await store.now()
         await queue.enqueue(EPOCH, tasks())
         for _ in range(3):
@@ -272,7 +272,7 @@ class TestTries:
         assert await queue.drain(EPOCH, began) == (0, 0)
         assert await queue.drain(EPOCH, await store.now() + 1) == (3, 0)
 
-    async def test_each_of_two_thousand_dead_letters_is_tried_in_each_later_round(self, queue: Queue):
+    async def test_each_of_two_thousand_dead_letters_is_retried_in_every_later_round(self, queue: Queue):
         groups = {f"r:{number}": (number,) for number in range(2000)}
         await queue.mark(groups)
         await queue.drain(EPOCH)
@@ -296,7 +296,7 @@ class TestTries:
             b"q" + b"0" * 36 + b"[1", b"q" + b"0" * 36 + b"[nonsense]", b"q" + b"0" * 36 + b"[\xff]",
         ],
     )  # fmt: skip
-    async def test_a_record_that_nobody_can_read_ends_no_consumer_and_is_thrown_away(self, queue: Queue, record):
+    async def test_unreadable_task_record_is_dropped_and_the_other_tasks_are_taken(self, queue: Queue, record):
         await queue.enqueue(EPOCH, tasks())
         shard = queue._shard("r:ATL")
         await put(queue, "HSET", queue._keys[shard][0], "r:ATL", record)
@@ -310,7 +310,7 @@ class TestTries:
         assert [delivery.args for delivery in await taken(queue)] == [("ATL",)]
 
     @pytest.mark.parametrize("letter", [b"", b"[]", b'{"record": 5}', b'{"record": "x", "why": "no", "at": "1"}', b"{"])
-    async def test_a_dead_letter_that_nobody_can_read_holds_up_no_round(self, queue: Queue, letter):
+    async def test_unreadable_dead_letter_is_dropped_and_the_others_are_retried(self, queue: Queue, letter):
         await queue.mark(GROUPS)
         await queue.drain(EPOCH)
         for _ in range(3):
@@ -323,7 +323,7 @@ class TestTries:
         assert await queue.drain(EPOCH) == (2, 0)
         assert await put(queue, "HEXISTS", dead, "r:ATL") == 0
 
-    async def test_an_entry_of_the_queue_without_a_task_is_dropped(self, queue: Queue, backend):
+    async def test_queue_entry_without_a_task_is_dropped(self, queue: Queue, backend):
         await queue.enqueue(EPOCH, tasks())
         ready = queue._keys[0][1]
         if backend == "streams":
@@ -333,7 +333,7 @@ class TestTries:
             await put(queue, "RPUSH", ready, "", b"\xff")
         assert {delivery.key for delivery in await taken(queue)} == set(GROUPS)
 
-    async def test_handing_back_is_no_try(self, queue: Queue):
+    async def test_task_handed_back_does_not_count_as_a_try(self, queue: Queue):
         await queue.enqueue(EPOCH, tasks({"r:ATL": ("ATL",)}))
         for _ in range(10):
             (delivery,) = await taken(queue)
@@ -344,8 +344,8 @@ class TestTries:
         assert (await queue.status()).waiting == 1
 
 
-class TestTheDead:
-    async def test_what_a_silent_consumer_has_is_given_to_others(self, queue: Queue):
+class TestDeadConsumers:
+    async def test_tasks_of_a_silent_consumer_are_given_to_others(self, queue: Queue):
         await queue.enqueue(EPOCH, tasks())
         lost = await taken(queue, "dead")
         assert await tended(queue, "one", 60.0) == 0
@@ -362,9 +362,7 @@ class TestTheDead:
         status = await queue.status()
         assert (status.counts["late"], status.counts["reclaimed"]) == (3, 3)
 
-    async def test_the_tasks_of_many_long_dead_consumers_come_back_in_pieces_and_none_is_forgotten(
-        self, store, backend
-    ):
+    async def test_all_tasks_of_long_dead_consumers_are_requeued_in_pieces(self, store, backend):
         queue, many = Queue(store, "r", backend), 700
         for consumer in ("first", "second", "third"):
             await queue.enqueue(EPOCH, tasks({f"{consumer}:{number}": (number,) for number in range(many)}))
@@ -381,7 +379,7 @@ class TestTheDead:
         status = await queue.status()
         assert (status.running, status.queued, set(status.consumers)) == (0, 3 * many, {"one"})
 
-    async def test_who_says_that_he_lives_keeps_what_he_has(self, queue: Queue):
+    async def test_slow_consumer_that_reports_alive_keeps_its_tasks(self, queue: Queue):
         await queue.enqueue(EPOCH, tasks())
         mine = await taken(queue, "slow")
         for _ in range(5):
@@ -391,8 +389,8 @@ class TestTheDead:
         assert await settled(queue, mine, "done", consumer="slow") == 0
         assert await is_empty(queue)
 
-    async def test_a_lost_reply_loses_no_task(self, server: Server, backend, monkeypatch):
-        """The command has happened, and is sent again: what the first one took nobody knows of."""
+    async def test_lost_reply_loses_no_task(self, server: Server, backend, monkeypatch):
+        """The command ran and is sent again, so no consumer knows of the tasks that the first one took."""
         # However long a busy machine takes to connect again.
         monkeypatch.setattr("swr.stores.redis.server_link._SHARE_AFTER_SILENCE", 20.0)
         async with Proxy(server.port) as proxy, opened(redis_store(server)) as other:
@@ -409,8 +407,8 @@ class TestTheDead:
                 assert await queue.tend(0, "one", 0.05, deliveries) == 1
                 assert len((await queue.take(0, "one", 10))[1]) == 1
 
-    async def test_a_delivery_of_a_task_that_is_done_settles_no_later_one(self, queue: Queue):
-        """The same group, a new task: whoever wakes up with the old one is late."""
+    async def test_late_settlement_of_a_done_task_does_not_settle_the_next_one(self, queue: Queue):
+        """The paused consumer holds a delivery of an older task of the same key."""
         group = {"r:ATL": ("ATL",)}
         await queue.enqueue(EPOCH, tasks(group))
         lost = await taken(queue, "paused")
@@ -422,8 +420,8 @@ class TestTheDead:
         assert await settled(queue, [running], "failed", 0.0, "no") == 0
         assert len(await taken(queue)) == 1
 
-    async def test_whoever_leaves_leaves_nothing_behind(self, store, backend):
-        """Not even what he did not know of: the reply that gave it to him was lost."""
+    async def test_tasks_of_a_leaving_consumer_are_taken_by_others(self, store, backend):
+        """This includes tasks whose delivery the consumer never received."""
         queue = Queue(store, "r", backend)
         await queue.enqueue(EPOCH, [("k", 0, ("k",))])
         await queue.take(0, "one", 10)
@@ -432,7 +430,7 @@ class TestTheDead:
             await queue.tend(0, "other", 0.0, [])
         assert len((await queue.take(0, "other", 10))[1]) == 1
 
-    async def test_whoever_leaves_is_forgotten(self, queue: Queue):
+    async def test_consumer_without_tasks_is_forgotten_when_it_leaves_or_is_silent(self, queue: Queue):
         await queue.enqueue(EPOCH, tasks())
         await settled(queue, await taken(queue), "done")
         assert set((await queue.status()).consumers) == {"one"}
@@ -446,7 +444,7 @@ class TestTheDead:
 
 class TestMarks:
     @pytest.mark.uncounted
-    async def test_marks_wait_for_the_leader_and_are_one_task(self, queue: Queue):
+    async def test_repeated_marks_of_a_key_become_one_task_when_drained(self, queue: Queue):
         for _ in range(100):
             await queue.mark(GROUPS)
         assert (await queue.status()).dirty == 3
@@ -459,8 +457,8 @@ class TestMarks:
         now = await queue.store.now()
         assert all(0 < delivery.newer_than <= now for delivery in deliveries)
 
-    async def test_a_mark_is_newer_than_what_is_stored_and_loading_whatever_the_clock_says(self, store, backend):
-        """A successor's clock may be behind that of the master before."""
+    async def test_mark_asks_for_a_version_newer_than_stored_and_loading_despite_clock_skew(self, store, backend):
+        """A new master's clock may be behind the clock of the old one."""
         queue, ahead = Queue(store, "r", backend), await store.now() + 3_600_000_000
         await store.commands.ask(b"k", "SET", "swr:{stored}", f"{ahead:016d}t")
         lease = f"l{ahead:016d}{ahead + 1:016d}token"
@@ -473,7 +471,7 @@ class TestMarks:
 
     @pytest.mark.uncounted
     @pytest.mark.promise
-    async def test_what_is_marked_while_it_runs_runs_again(self, queue: Queue):
+    async def test_key_marked_while_its_task_runs_runs_again(self, queue: Queue):
         for _ in range(10_000 // len(GROUPS) + 1 if FULL else 50):
             await queue.mark(GROUPS)
             await queue.drain(EPOCH)
@@ -487,18 +485,18 @@ class TestMarks:
             await settled(queue, again, "done")
         assert await is_empty(queue)
 
-    async def test_many_marks_in_pieces(self, store, backend):
+    async def test_three_thousand_marks_are_all_drained(self, store, backend):
         queue = Queue(store, "r", backend, shards=2)
         await queue.mark({f"k{number}": (number,) for number in range(3000)})
         assert await queue.drain(EPOCH) == (3000, 0)
         assert (await queue.status()).queued == 3000
 
-    async def test_a_mark_that_no_replica_has_is_refused(self, store, backend):
+    async def test_mark_that_no_replica_confirms_raises_store_unavailable(self, store, backend):
         queue = Queue(store, "r", backend, replicas=1)
         with pytest.raises(StoreUnavailable, match="0 of 1 replicas have the write"):
             await queue.mark(GROUPS)
 
-    async def test_a_mark_that_a_replica_has_is_acknowledged(self, store, server: Server, backend):
+    async def test_mark_that_a_replica_confirms_is_acknowledged(self, store, server: Server, backend):
         queue = Queue(store, "r", backend, replicas=1)
         with Server(server.kind) as replica:
             # Its first copy would wait 5 s for more replicas to come.
@@ -513,7 +511,9 @@ class TestMarks:
             assert int(replica.command("HLEN", queue._keys[0][3].decode())[1:-2]) == len(GROUPS)
 
     @pytest.mark.parametrize("is_back", [False, True])
-    async def test_a_connection_that_breaks_meanwhile_says_nothing(self, store, backend, monkeypatch, is_back):
+    async def test_mark_raises_when_its_connection_breaks_before_replicas_confirm(
+        self, store, backend, monkeypatch, is_back
+    ):
         queue = Queue(store, "r", backend, replicas=1)
         link = store._servers._link
         script = store.commands.script
@@ -536,14 +536,14 @@ class TestMarks:
             await queue.mark(GROUPS)
 
     @pytest.mark.parametrize("args", [(object(),), (b"x",), ((1, 2),), (float("nan"),), ({1: 2},), ("\ud800",)])
-    async def test_arguments_that_would_not_come_back_as_they_are(self, store, args):
+    async def test_mark_with_arguments_that_cannot_travel_unchanged_is_refused(self, store, args):
         queue = Queue(store, "r")
         with pytest.raises(ConfigurationError, match="cannot travel through a queue"):
             await queue.mark({"k": args})
 
 
 class TestLeaders:
-    async def test_one_leads_until_its_lease_ends(self, queue: Queue):
+    async def test_leader_keeps_its_lease_until_it_ends_and_then_another_leads(self, queue: Queue):
         epoch, held_for, last, now, _ = await queue.lead("a", 600)
         assert (len(epoch), held_for, last) == (16, 0.0, None)
         assert abs(now - await queue.store.now()) < 5_000_000
@@ -555,7 +555,7 @@ class TestLeaders:
         assert (await queue.lead("b", 60))[0] > epoch
         assert (await queue.lead("a", 0.2))[0] == ""
 
-    async def test_nothing_is_accepted_from_the_one_before(self, queue: Queue):
+    async def test_superseded_leader_cannot_enqueue_or_drain(self, queue: Queue):
         old = (await queue.lead("a", 60))[0]
         await queue.enqueue(old, tasks())
         await queue.abdicate("b")
@@ -573,7 +573,7 @@ class TestLeaders:
         assert (await queue.lead("b", 60))[2] == 6
         assert all(delivery.newer_than == 5 for delivery in await taken(queue))
 
-    async def test_the_status_tells_all(self, queue: Queue):
+    async def test_status_shows_backend_queued_tasks_round_and_epoch(self, queue: Queue):
         await queue.register()
         epoch = (await queue.lead("a", 60))[0]
         await queue.enqueue(epoch, tasks())
@@ -586,7 +586,7 @@ class TestLeaders:
         assert list(found) == ["r:group"]
         assert (found["r:group"]._backend, len(found["r:group"].shards)) == (queue._backend, len(queue.shards))
 
-    async def test_a_queue_nobody_has_used(self, queue: Queue):
+    async def test_status_of_an_unused_queue_is_empty(self, queue: Queue):
         status = await queue.status()
         assert (status.queued, status.running, status.round, status.epoch, status.leads_for) == (0, 0, None, 0, 0.0)
         assert await tended(queue, "one", 1.0) == 0
@@ -595,14 +595,14 @@ class TestLeaders:
             await queue.drain("")
 
 
-async def test_refreshers_of_one_name_in_two_namespaces_do_not_meet(server: Server, backend):
+async def test_queues_of_one_name_in_two_namespaces_share_no_tasks(server: Server, backend):
     async with opened(redis_store(server, "other")) as one, opened(redis_store(server)) as two:
         await Queue(one, "r", backend).enqueue(EPOCH, tasks())
         assert (await Queue(two, "r", backend).status()).queued == 0
 
 
-async def test_the_other_backend_of_a_name_works_too(store):
-    """Whoever changes it loses no group: the next round enqueues all."""
+async def test_queue_works_after_its_backend_is_changed(store):
+    """No key is lost, because the next round enqueues all."""
     for backend in ("streams", "list", "streams"):
         queue = Queue(store, "r", backend)
         await queue.heal()
@@ -610,7 +610,7 @@ async def test_the_other_backend_of_a_name_works_too(store):
         await queue.take(0, "one", 1)
 
 
-async def test_more_tasks_than_a_script_may_return_at_once(store, backend):
+async def test_take_of_too_many_tasks_marks_only_the_returned_ones_as_running(store, backend):
     queue = Queue(store, "r", backend)
     await queue.enqueue(EPOCH, [(f"k{number}", 0, (number,)) for number in range(9000)])
     taken_at_once = (await queue.take(0, "one", 100_000))[1]
@@ -619,7 +619,7 @@ async def test_more_tasks_than_a_script_may_return_at_once(store, backend):
 
 
 class TestWakes:
-    """Who is told of tasks: of those who have nothing to do as many as there are tasks for."""
+    """A queue wakes as many idle consumers as there are tasks for."""
 
     @pytest.fixture
     async def messages(self, store, monkeypatch):
@@ -639,7 +639,7 @@ class TestWakes:
         messages.clear()
         return (message.name, message.fingerprint) == ("r:일:0", "".join(tag_of(name) for name in names))
 
-    async def test_a_command_wakes_as_many_idle_consumers_as_there_are_tasks_for(self, queue: Queue, messages):
+    async def test_enqueue_wakes_only_as_many_idle_consumers_as_the_tasks_need(self, queue: Queue, messages):
         names = [f"host:1:{number:08x}" for number in range(50)]
         for name in names:
             assert (await queue.take(0, name, 4, 4))[0]
@@ -656,14 +656,14 @@ class TestWakes:
         await settled(queue, deliveries[:1], "back", consumer=names[2])
         assert await self.woken(messages, names[4])
 
-    async def test_who_could_take_less_than_its_share_is_not_idle(self, queue: Queue, messages):
+    async def test_consumer_left_without_free_slots_for_a_full_take_is_not_woken(self, queue: Queue, messages):
         await queue.enqueue(EPOCH, tasks())
         assert not (await queue.take(0, "busy", 4, 2))[0]
         assert (await queue.take(0, "other", 4, 2))[0]
         await queue.enqueue(EPOCH, tasks({"more": (1,)}))
         assert await self.woken(messages, "other")
 
-    async def test_who_can_take_nothing_has_another_one_woken(self, queue: Queue, messages):
+    async def test_consumer_without_free_slots_passes_its_wake_on_to_another(self, queue: Queue, messages):
         for name in ("one", "other", "leaving"):
             await queue.take(0, name, 4, 4)
         await queue.pass_on(0, "one", 4)
@@ -674,7 +674,7 @@ class TestWakes:
         assert await put(queue, "ZCARD", queue._keys[0][7]) == 0
         assert messages == []
 
-    async def test_what_waited_what_was_reclaimed_and_what_is_retried_wakes_as_well(self, queue: Queue, messages):
+    async def test_delayed_reclaimed_retried_and_healed_tasks_wake_idle_consumers(self, queue: Queue, messages):
         async def idle(consumer: str) -> None:
             assert (await queue.take(0, consumer, 1, 1))[0]
 
@@ -701,7 +701,7 @@ class TestWakes:
         await queue.heal()
         assert await self.woken(messages, "d")
 
-    async def test_who_has_gone_is_not_woken_and_what_another_has_written_harms_nobody(self, queue: Queue, messages):
+    async def test_only_the_live_consumer_is_woken_despite_gone_and_foreign_idle_records(self, queue: Queue, messages):
         for name in ("gone", "here"):
             await queue.take(0, name, 4, 4)
         long_ago = await queue.store.now() - 13_000_000
@@ -712,10 +712,10 @@ class TestWakes:
         assert await self.woken(messages, "here")
 
 
-class TestWhatTheQueueHasNotWritten:
-    """Somebody writes into its keys by hand, or restores a backup of something else under them."""
+class TestForeignData:
+    """Another program writes into the queue's keys, or an operator restores another backup under them."""
 
-    async def test_a_record_that_cannot_be_read_does_not_keep_the_others_from_being_healed(self, queue):
+    async def test_unreadable_record_does_not_stop_heal_for_the_other_tasks(self, queue):
         await queue.enqueue(EPOCH, tasks())
         for keys in queue._keys:
             await put(queue, "DEL", keys[1])
@@ -724,8 +724,8 @@ class TestWhatTheQueueHasNotWritten:
         assert {delivery.key for delivery in await taken(queue)} == set(GROUPS)
         assert (await queue.status()).counts["malformed"] == 3 * len(queue.shards)
 
-    @pytest.mark.parametrize("options", [(), ("PX", "60000")], ids=["without an end", "with one"])
-    async def test_a_lease_that_is_none_keeps_nobody_from_leading(self, queue, options):
+    @pytest.mark.parametrize("options", [(), ("PX", "60000")], ids=["no expiry", "expiry"])
+    async def test_invalid_leader_lease_does_not_prevent_a_new_leader(self, queue, options):
         await put(queue, "SET", queue._lease, b"\xff\xfe", *options)
         led = await queue.lead("one", 10)
         assert led.epoch
@@ -733,7 +733,7 @@ class TestWhatTheQueueHasNotWritten:
         await put(queue, "PERSIST", queue._lease)
         assert (await queue.lead("other", 10)).epoch > led.epoch
 
-    async def test_an_epoch_or_a_round_that_is_none_keeps_nobody_from_leading(self, queue):
+    async def test_invalid_epoch_or_round_does_not_prevent_a_new_leader(self, queue):
         await put(queue, "HSET", queue._rounds, "round", "soon", "part", b"\xff")
         for keys in queue._keys:
             await put(queue, "HSET", keys[5], "epoch", "x")
@@ -744,7 +744,7 @@ class TestWhatTheQueueHasNotWritten:
         assert (await queue.enqueue(led.epoch, tasks()))[0] == len(GROUPS)
         assert (await queue.status()).epoch == int(led.epoch)
 
-    async def test_counters_and_consumers_that_are_none_are_counted_past(self, queue):
+    async def test_invalid_counters_and_consumers_are_ignored(self, queue):
         for keys in queue._keys:
             await put(queue, "HSET", keys[5], "enqueued", "many", b"\xff", "x")
             await put(queue, "ZADD", keys[6], "inf", b"\xff")
@@ -753,7 +753,7 @@ class TestWhatTheQueueHasNotWritten:
         assert status.counts["enqueued"] == len(GROUPS)
         assert len(await taken(queue)) == len(GROUPS)
 
-    async def test_a_mark_that_cannot_be_read_leaves_the_task_as_it_is(self, queue):
+    async def test_unreadable_mark_leaves_its_task_unchanged(self, queue):
         await queue.enqueue(EPOCH, tasks())
         for shard, key in ((queue._shard(key), key) for key in GROUPS):
             await put(queue, "HSET", queue._keys[shard][3], key.encode("utf-8", "surrogatepass"), "x" * 40)

@@ -56,7 +56,7 @@ def first(client: httpx.Client, airport: str) -> str:
     return str(client.get(f"/rankings/{airport}").json()["aircraft"][0]["tailnum"])
 
 
-def test_both_faces(flights: Flights, tmp_path: Path, own_server: Server) -> None:
+def test_second_request_hits_except_on_uncached_routes(flights: Flights, tmp_path: Path, own_server: Server) -> None:
     with api(tmp_path, REDIS_URL=own_server.url, FRESH_FOR="1h") as client:
         assert [states(client, "/rankings/ATL")[0] for _ in range(2)] == ["missing", "fresh"]
         assert [states(client, "/rankings") for _ in range(2)] == [(None, "missing"), (None, "fresh")]
@@ -66,7 +66,9 @@ def test_both_faces(flights: Flights, tmp_path: Path, own_server: Server) -> Non
 
 
 @pytest.mark.parametrize("strategy", ["read", "locks", "queue"])
-def test_who_asks_finds_what_was_added(flights: Flights, tmp_path: Path, own_server: Server, strategy: str) -> None:
+def test_ranking_includes_an_added_flight_at_the_next_request(
+    flights: Flights, tmp_path: Path, own_server: Server, strategy: str
+) -> None:
     with api(tmp_path, REDIS_URL=own_server.url, FRESH_FOR="1h", EVERY="1h", STRATEGY=strategy) as client:
         assert first(client, "ATL") != "N0LATE"
         client.post("/flights/ATL", json=LATE).raise_for_status()
@@ -75,7 +77,7 @@ def test_who_asks_finds_what_was_added(flights: Flights, tmp_path: Path, own_ser
 
 
 @pytest.mark.parametrize("strategy", ["locks", "queue"])
-def test_rounds_load_what_nobody_has_asked_for(
+def test_rounds_load_every_ranking_without_requests(
     flights: Flights, tmp_path: Path, own_server: Server, strategy: str
 ) -> None:
     airports = flights.airports()
@@ -90,14 +92,16 @@ def test_rounds_load_what_nobody_has_asked_for(
         assert first(client, "ATL") == "N0LATE"
 
 
-def test_reading_is_all_that_loads_by_default(flights: Flights, tmp_path: Path, own_server: Server) -> None:
+def test_default_strategy_loads_only_on_requests(flights: Flights, tmp_path: Path, own_server: Server) -> None:
     with api(tmp_path, REDIS_URL=own_server.url, EVERY="0.1s") as client:
         states(client, "/rankings/ATL")
         time.sleep(1)
         assert flights.loads == 1
 
 
-def test_a_queue_needs_a_server(flights: Flights, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_queue_strategy_without_redis_fails_to_start(
+    flights: Flights, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.delenv("REDIS_URL", raising=False)
     with pytest.raises(StartError, match="ConfigurationError"), api(tmp_path, STRATEGY="queue"):
         pass

@@ -1,23 +1,34 @@
 """An answer at whose making the app has looked at an address or a language is shared with nobody."""
 
+import base64
 import contextvars
 import copy
 import functools
+import inspect
+import itertools
 import json
+import operator
 import sys
+from contextlib import AsyncExitStack
 from typing import Annotated, Any
 
 import anyio
 import httpx
+import itsdangerous
 import pytest
 from fastapi import Depends, FastAPI, Header, HTTPException, Request
+from fastapi.dependencies.utils import get_dependant, solve_dependencies
+from pydantic import BaseModel
 from starlette.applications import Starlette
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.endpoints import HTTPEndpoint
 from starlette.middleware import Middleware
 from starlette.middleware.base import BaseHTTPMiddleware
-from starlette.responses import PlainTextResponse, StreamingResponse
+from starlette.middleware.gzip import GZipMiddleware
+from starlette.middleware.sessions import SessionMiddleware
+from starlette.responses import FileResponse, PlainTextResponse, StreamingResponse
 from starlette.routing import Mount, Route, Router
+from starlette.staticfiles import StaticFiles
 from uvicorn.middleware.proxy_headers import ProxyHeadersMiddleware
 
 from swr import Cache
@@ -324,7 +335,7 @@ async def are_shared(middleware):
 
 @pytest.mark.parametrize("has_fastapi", [True, False])
 @pytest.mark.parametrize("name", LOOKING)
-async def test_what_the_app_looks_at_is_not_shared(cache, monkeypatch, name, has_fastapi):
+async def test_response_is_not_shared_when_the_app_reads_an_address_or_field(cache, monkeypatch, name, has_fastapi):
     make, reason = LOOKING[name]
     app = make()
     if not has_fastapi:
@@ -338,7 +349,7 @@ async def test_what_the_app_looks_at_is_not_shared(cache, monkeypatch, name, has
     assert texts[0] != texts[1] or name == "field into another field"
 
 
-async def test_middleware_that_logs_an_address_first_is_told_once_where_to_stand(cache, caplog):
+async def test_warning_about_an_address_read_in_middleware_is_logged_once(cache, caplog):
     middleware = SWRMiddleware(asgi(api(from_variable), into_variable(lambda scope: scope["client"][0])), cache, [RULE])
     await answers(middleware)
     [said] = [record.getMessage() for record in caplog.records if "address" in record.getMessage()]
@@ -346,7 +357,7 @@ async def test_middleware_that_logs_an_address_first_is_told_once_where_to_stand
     assert "around swr" in said
 
 
-async def test_an_address_in_a_dependency_is_not_shared(cache):
+async def test_response_is_not_shared_when_a_dependency_reads_the_address(cache):
     def here(request: Request) -> str:
         return host_of(request)
 
@@ -356,7 +367,7 @@ async def test_an_address_in_a_dependency_is_not_shared(cache):
     assert not await are_shared(SWRMiddleware(api(endpoint), cache, [RULE]))
 
 
-async def test_the_address_in_forwarded_is_not_shared_with_clients_that_differ_by_it_alone(cache):
+async def test_response_is_not_shared_when_the_app_reads_the_forwarded_field(cache):
     async def endpoint(request: Request) -> str:
         return request.headers["forwarded"]
 
@@ -367,7 +378,7 @@ async def test_the_address_in_forwarded_is_not_shared_with_clients_that_differ_b
     assert 'detail="field forwarded"' in found.headers["cache-status"]
 
 
-async def test_a_field_that_only_other_clients_send_counts(cache):
+async def test_read_of_an_absent_field_keeps_its_answer_from_clients_that_send_it(cache):
     middleware = SWRMiddleware(http(api(from_state), into_state(in_state_of_field)), cache, [RULE])
     assert (await ask(middleware, 1, {"x-request-id": "1"})).json() == "none"
     assert (await ask(middleware, 2)).json() == "192.0.2.2"
@@ -387,7 +398,7 @@ async def test_a_field_that_only_other_clients_send_counts(cache):
     ],
 )
 @pytest.mark.parametrize("place", ["middleware", "endpoint"])
-async def test_who_takes_all_fields_may_look_at_one_that_only_other_clients_send(cache, place, take):
+async def test_response_is_not_shared_when_the_app_copies_or_lists_all_fields(cache, place, take):
     async def endpoint(request: Request) -> str:
         return take(request)
 
@@ -455,7 +466,7 @@ AMONG = {
 
 
 @pytest.mark.parametrize("name", AMONG)
-async def test_who_looks_among_all_fields_may_find_one_that_only_other_clients_send(cache, name):
+async def test_response_is_not_shared_when_the_app_searches_among_all_fields(cache, name):
     def change(scope):
         scope.setdefault("state", {})["here"] = str(AMONG[name](scope))
 
@@ -493,7 +504,12 @@ def made_by(middleware):
 
 
 async def asked_with(app, fields, path="/x"):
-    """Return the body and `SWR-State` for a request with these fields alone, as a client that sends few."""
+    """Return the body and `SWR-State` for a request with `Host` and these fields, as a client that sends few."""
+    return await get(app, [(b"host", b"test"), *fields], path)
+
+
+async def get(app, fields, path="/x"):
+    """Return the body and `SWR-State` for a request with these fields alone."""
     sent = []
 
     async def send(message):
@@ -502,12 +518,12 @@ async def asked_with(app, fields, path="/x"):
     async def receive():
         return {"type": "http.request", "body": b"", "more_body": False}
 
-    await app(http_scope(path, headers=[(b"host", b"test"), *fields], client=("192.0.2.1", 1)), receive, send)
+    await app(http_scope(path, headers=fields, client=("192.0.2.1", 1)), receive, send)
     return sent[1]["body"], dict(sent[0]["headers"]).get(b"swr-state")
 
 
 @pytest.mark.parametrize("name", UNASKED)
-async def test_who_takes_the_values_without_asking_any_has_taken_all(cache, name):
+async def test_reading_values_without_naming_a_field_counts_as_reading_all_fields(cache, name):
     app = made_by(name)
     middleware = SWRMiddleware(app, cache, [RULE])
     for language in (b"", b"de", b"en", b""):
@@ -516,8 +532,8 @@ async def test_who_takes_the_values_without_asking_any_has_taken_all(cache, name
         assert await asked_with(middleware, fields) == (alone, b"missing")
 
 
-async def test_who_takes_one_field_and_makes_other_text_is_shared(cache):
-    """As middleware does that makes an identifier, or counts."""
+async def test_response_is_shared_when_the_app_reads_only_the_request_id(cache):
+    """Middleware that makes an identifier or counts requests does this."""
 
     async def endpoint(request: Request) -> str:
         found = dict(request.scope["headers"]).get(b"x-request-id", b"")
@@ -529,7 +545,7 @@ async def test_who_takes_one_field_and_makes_other_text_is_shared(cache):
     assert [(await asked_with(middleware, fields))[1] for _ in range(2)] == [b"missing", b"fresh"]
 
 
-async def test_who_takes_all_values_of_a_client_whose_first_field_selects_has_taken_all(cache):
+async def test_reading_all_values_counts_as_all_fields_even_if_the_first_one_selects(cache):
     async def endpoint(request: Request) -> Any:
         return list(request.headers.values())
 
@@ -541,7 +557,7 @@ async def test_who_takes_all_values_of_a_client_whose_first_field_selects_has_ta
         )
 
 
-async def test_copies_of_the_first_value_are_of_use(cache):
+async def test_copy_of_a_field_value_is_plain_bytes(cache):
     async def endpoint(request: Request) -> str:
         (_, value), *_ = request.headers.raw
         return f"{copy.copy(value)!r} {copy.deepcopy(value) is value} {type(copy.copy(value)) is bytes}"
@@ -550,7 +566,7 @@ async def test_copies_of_the_first_value_are_of_use(cache):
     assert await asked_with(middleware, []) == (b"\"b'test' True True\"", b"missing")
 
 
-async def test_an_endpoint_that_answers_with_the_text_of_all_fields_is_shared_with_nobody(cache):
+async def test_response_that_repeats_all_fields_is_never_shared(cache):
     async def endpoint(request: Request) -> dict[str, str]:
         return {name.decode(): value.decode() for name, value in request.scope["headers"]}
 
@@ -560,8 +576,8 @@ async def test_an_endpoint_that_answers_with_the_text_of_all_fields_is_shared_wi
         assert (await ask(middleware, number)).json() == (await ask(app, number)).json()
 
 
-async def test_which_fields_a_client_sends_selects_where_the_app_has_looked_at_that(cache, clock):
-    """A background refresh asks as such a client."""
+async def test_field_names_select_the_entry_when_the_app_has_read_them(cache, clock):
+    """A background refresh sends the same field names as the client did."""
 
     def change(scope):
         HERE.set(str(any(name.startswith(b"x-fo") for name, _ in scope["headers"])))
@@ -584,7 +600,7 @@ async def test_which_fields_a_client_sends_selects_where_the_app_has_looked_at_t
         assert (found.json(), found.headers["swr-state"]) == (right, "fresh")
 
 
-async def test_those_who_wait_for_one_load_get_what_is_theirs_by_the_names_of_their_fields(cache):
+async def test_waiting_requests_get_the_answer_for_their_own_field_names(cache):
     gate, runs = anyio.Event(), []
 
     async def app(scope, receive, send):
@@ -623,8 +639,8 @@ async def test_those_who_wait_for_one_load_get_what_is_theirs_by_the_names_of_th
     ],
 )
 @pytest.mark.parametrize("titled", [False, True])
-async def test_an_ignored_field_that_the_app_looks_at_is_not_ignored(cache, clock, name, shared, titled):
-    """One of few values selects."""
+async def test_ignored_field_is_respected_when_the_app_reads_it(cache, clock, name, shared, titled):
+    """A field with few possible values selects the entry; any other field prevents sharing."""
 
     def look(request):
         if titled:
@@ -646,15 +662,15 @@ async def test_an_ignored_field_that_the_app_looks_at_is_not_ignored(cache, cloc
         await settle()
 
 
-async def test_a_field_of_few_values_that_the_operator_ignores_selects_nothing(cache):
+async def test_purpose_field_in_ignore_fields_selects_nothing_even_if_the_app_reads_it(cache):
     app = http(api(from_variable), into_state(lambda request: request.headers.get("purpose")))
     middleware = SWRMiddleware(app, cache, [RULE], ignore_fields=("Purpose",))
     found = [await ask(middleware, 1, {"purpose": value}) for value in "ab"]
     assert [answer.headers["swr-state"] for answer in found] == ["missing", "fresh"]
 
 
-async def test_an_address_of_the_server_that_the_app_looks_at_is_not_shared(cache, caplog):
-    """One port is open to all, the other one to the operator."""
+async def test_response_is_not_shared_when_the_app_reads_the_server_address(cache, caplog):
+    """One port is public, the other one is for the operator."""
 
     async def endpoint(request: Request) -> str:
         return "operator" if request.scope["server"][1] == 9 else request.url.hostname
@@ -672,14 +688,14 @@ async def test_an_address_of_the_server_that_the_app_looks_at_is_not_shared(cach
     assert "'/x'" in said
 
 
-async def test_caches_between_do_not_keep_what_the_names_of_fields_select(cache):
+async def test_response_selected_by_field_names_is_private_for_caches_in_between(cache):
     app = asgi(api(from_variable), lambda scope: len(scope["headers"]) and None)
     middleware = SWRMiddleware(app, cache, [Rule("/x", fresh_for=60, client_max_age=9)])
     for _ in range(2):
         assert (await ask(middleware, 1)).headers["cache-control"].startswith("private, ")
 
 
-async def test_a_body_that_is_made_of_the_names_of_fields_is_not_stored(cache, caplog):
+async def test_streamed_body_that_reads_the_field_names_is_not_stored(cache, caplog):
     async def endpoint(request: Request) -> StreamingResponse:
         async def content():
             yield str(len(request.scope["headers"]))
@@ -694,7 +710,7 @@ async def test_a_body_that_is_made_of_the_names_of_fields_is_not_stored(cache, c
     assert "'/x'" in said
 
 
-async def test_a_log_on_the_way_back_may_look(cache):
+async def test_response_is_shared_when_middleware_reads_fields_only_after_the_app(cache):
     seen = []
 
     async def log(request, go_on):
@@ -707,8 +723,49 @@ async def test_a_log_on_the_way_back_may_look(cache):
     assert len(seen) == 1
 
 
+async def missing(request):
+    return PlainTextResponse("missing", 404)
+
+
+async def localized(request):
+    return PlainTextResponse(request.path_params["language"])
+
+
+class AsksAgain:
+    """Asks the app for the page in the client's language if it has no other."""
+
+    def __init__(self, app):
+        self.app = app
+
+    async def __call__(self, scope, receive, send):
+        found = []
+
+        async def keep(message):
+            found.append(message)
+
+        await self.app(scope, receive, keep)
+        if found[0]["status"] == 404:
+            scope["path"] = "/" + Headers(scope=scope).get("accept-language", "en") + scope["path"]
+            await self.app(scope, receive, send)
+            return
+        for message in found:
+            await send(message)
+
+
+@pytest.mark.parametrize("target", ["route", "mount"])
+async def test_response_is_not_shared_when_middleware_asks_the_router_again_by_language(cache, target):
+    second = Route("/{language}/x", localized)
+    if target == "mount":
+        second = Mount("/{language}", routes=[Route("/x", localized)])
+    app = Starlette(routes=[Route("/x", missing), second], middleware=[Middleware(AsksAgain)])
+    inner = SWRMiddleware(app, cache, [RULE])
+    for language in ("de", "fr", "de"):
+        found = await ask(inner, 1, {"accept-language": language})
+        assert (found.text, found.headers["swr-state"]) == (language, "missing")
+
+
 @pytest.mark.parametrize("place", ["inside, with Vary", "around swr"])
-async def test_middleware_may_write_on_the_way_back_what_it_has_looked_at(cache, place):
+async def test_middleware_may_write_a_request_field_into_the_response_after_the_app(cache, place):
     app = api(from_query)
 
     async def named(request, call_next):
@@ -728,7 +785,7 @@ async def test_middleware_may_write_on_the_way_back_what_it_has_looked_at(cache,
             assert found.headers["swr-state"] == ("fresh" if place == "around swr" and language == "en" else state)
 
 
-async def test_what_identifies_a_request_may_be_kept(cache):
+async def test_response_is_shared_when_middleware_stores_the_request_id(cache):
     def identify(request):
         assert [value for name, value in request.scope["headers"] if name.decode() == "x-request-id"] == []
         return request.headers.get("x-request-id", "none") + request.headers["host"]
@@ -736,14 +793,14 @@ async def test_what_identifies_a_request_may_be_kept(cache):
     assert await are_shared(SWRMiddleware(http(api(from_variable), into_state(identify)), cache, [RULE]))
 
 
-@pytest.mark.parametrize("options", [{"ignore_fields": (FIELD,)}, {"key": lambda scope: scope["path"]}])
-async def test_the_operator_may_say_that_it_selects_nothing(cache, options):
+@pytest.mark.parametrize("options", [{"ignore_fields": (FIELD,)}, {"key": lambda scope: field_of(scope)[:0]}])
+async def test_ignore_fields_or_key_lets_responses_be_shared_despite_field_reads(cache, options):
     middleware = SWRMiddleware(http(api(from_variable), into_state(in_state_of_field)), cache, [RULE], **options)
     assert await are_shared(middleware)
 
 
 @pytest.mark.parametrize("where", ["rule", "Vary"])
-async def test_a_field_that_is_named_selects(cache, where):
+async def test_field_named_by_rule_or_vary_selects_the_entry(cache, where):
     app = http(api(from_state), into_state(in_state_of_field))
     if where == "Vary":
 
@@ -762,15 +819,15 @@ async def test_a_field_that_is_named_selects(cache, where):
     ]
 
 
-async def test_the_apps_own_lifetime_is_believed(cache):
+async def test_response_with_its_own_max_age_is_shared_despite_an_address_read(cache):
     async def endpoint(request: Request) -> PlainTextResponse:
         return PlainTextResponse(host_of(request)[:5], headers={"cache-control": "max-age=60"})
 
     assert await are_shared(SWRMiddleware(api(endpoint), cache))
 
 
-async def test_a_failure_of_an_app_that_looks_is_for_nobody_who_waits(cache):
-    """A 503 for one network, say."""
+async def test_error_response_of_an_app_that_reads_the_address_is_not_shared(cache):
+    """The app might answer 503 to one network only."""
 
     async def endpoint(request: Request) -> str:
         if host_of(request).endswith("1"):
@@ -790,7 +847,7 @@ async def declared_address(x_forwarded_for: Annotated[str, Header()]) -> str:
 
 
 @pytest.mark.parametrize("look", [helped, direct, declared_address, from_middleware, from_query])
-async def test_an_exception_of_an_app_that_looks_is_for_nobody_else_who_waits(cache, look):
+async def test_waiting_requests_do_not_get_the_exception_of_an_app_that_reads_the_client(cache, look):
     looked: list[str] = []
 
     @functools.wraps(look)
@@ -814,7 +871,7 @@ async def test_an_exception_of_an_app_that_looks_is_for_nobody_else_who_waits(ca
         assert said == [f"192.0.2.{number}" for number in range(1, 5)]
 
 
-async def test_an_app_that_makes_a_dict_of_the_scopes_fields_is_shared(cache):
+async def test_response_is_shared_when_the_app_reads_only_host_from_a_dict_of_fields(cache):
     seen = []
 
     async def app(scope, receive, send):
@@ -828,25 +885,330 @@ async def test_an_app_that_makes_a_dict_of_the_scopes_fields_is_shared(cache):
     assert await are_shared(SWRMiddleware(app, cache, [RULE]))
 
 
-async def test_an_app_that_takes_all_fields_is_told_once_what_to_do(cache, caplog):
+def look_at_all_fields(scope):
+    """Return the same for all clients, after a look at all fields."""
+    return "one" if dict(Headers(scope=scope)) else "none"
+
+
+async def test_warning_about_reading_all_fields_is_logged_once(cache, caplog):
     async def endpoint(request: Request) -> str:
         return request.headers.items()[0][0]
 
     assert not await are_shared(SWRMiddleware(api(endpoint), cache, [RULE]))
     [said] = [record.getMessage() for record in caplog.records if "all fields" in record.getMessage()]
     assert said.startswith("the app's own code takes all fields of the request before it answers '/x'")
-    assert await are_shared(SWRMiddleware(api(endpoint), cache, [Rule("/x", fresh_for=60, key=lambda scope: "one")]))
+    assert await are_shared(SWRMiddleware(api(endpoint), cache, [Rule("/x", fresh_for=60, key=look_at_all_fields)]))
+
+
+class Before:
+    """Middleware that calls a function with the scope of each request before the app gets it."""
+
+    def __init__(self, app, change):
+        self.app, self.change = app, change
+
+    async def __call__(self, scope, receive, send):
+        if scope["type"] == "http":
+            self.change(scope)
+        await self.app(scope, receive, send)
+
+
+async def language(request: Request) -> str:
+    return request.headers.get("accept-language", "none")
+
+
+def host_replaced(scope):
+    headers = MutableHeaders(scope=scope)
+    headers["host"] = headers.get("x-forwarded-host", headers["host"])
+
+
+def host_updated(scope):
+    MutableHeaders(scope=scope).update({"host": "other"})
+
+
+def host_removed(scope):
+    del MutableHeaders(scope=scope)["host"]
+
+
+def host_left_out(scope):
+    scope["headers"] = [pair for pair in Headers(scope=scope).raw if pair[0] != b"host"]
+
+
+def host_popped(scope):
+    MutableHeaders(scope=scope).raw.pop(0)
+
+
+def request_id_replaced(scope):
+    MutableHeaders(scope=scope)["x-request-id"] = "mine"
+
+
+def found_by_the_same_object(scope):
+    headers = MutableHeaders(scope=scope)
+    headers["host"] = "other"
+    HERE.set(headers.get("accept-language", "none"))
+
+
+DE = [(b"user-agent", b"x"), (b"accept", b"*/*"), (b"accept-language", b"de")]
 
 
 @pytest.mark.parametrize(
-    ("app", "notes"), [(Router(), True), (SWRMiddleware(Starlette(), Cache()), True), (plain, True), (App(), False)]
+    ("change", "first", "endpoint"),
+    [
+        (host_replaced, [], language),
+        (host_updated, [], language),
+        (host_removed, [], language),
+        (host_left_out, [], language),
+        (host_popped, [], language),
+        (found_by_the_same_object, [], from_variable),
+        (request_id_replaced, [(b"x-request-id", b"1")], language),
+    ],
 )
-def test_only_what_may_be_an_app_of_starlette_gets_a_scope_that_notes(monkeypatch, app, notes):
+async def test_search_for_a_missing_field_is_noticed_after_the_app_has_replaced_the_first_field(
+    cache, change, first, endpoint
+):
+    """The middleware that trusts `X-Forwarded-Host` does so, and a gateway that sets its own request identifier."""
+    app = api(endpoint)
+    app.add_middleware(Before, change=change)
+    middleware = SWRMiddleware(app, cache, [RULE])
+    assert await get(middleware, [*first, (b"host", b"test")]) == (b'"none"', b"missing")
+    assert await asked_with(middleware, DE) == (b'"de"', b"missing")
+
+
+async def test_response_is_shared_when_the_app_replaces_the_host(cache):
+    app = api(lambda: "x")
+    app.add_middleware(Before, change=host_replaced)
+    middleware = SWRMiddleware(app, cache, [RULE])
+    for state in (b"missing", b"fresh"):
+        assert await asked_with(middleware, DE) == (b'"x"', state)
+
+
+async def test_search_for_a_missing_field_is_noticed_in_a_request_without_any_field(cache):
+    """HTTP/1.0 allows such requests."""
+    middleware = SWRMiddleware(api(language), cache, [RULE])
+    for fields, text in ([], b'"none"'), (DE, b'"de"'), ([], b'"none"'):
+        assert (await get(middleware, fields))[0] == text
+
+
+async def passed_on(request: Request) -> str:
+    fields = [pair for pair in request.headers.raw if pair[0] not in (b"host", b"connection")]
+    return httpx.Headers(fields).get("accept-language", "none")
+
+
+async def passed_on_from_a_copy(request: Request) -> str:
+    fields = request.headers.mutablecopy()
+    del fields["host"]
+    return httpx.Headers(fields.raw).get("accept-language", "none")
+
+
+@pytest.mark.parametrize("endpoint", [passed_on, passed_on_from_a_copy])
+async def test_gateway_that_passes_the_fields_on_without_the_host_shares_no_language(cache, endpoint):
+    middleware = SWRMiddleware(api(endpoint), cache, [RULE])
+    assert await asked_with(middleware, []) == (b'"none"', b"missing")
+    for language in (b"de", b"fr"):
+        assert await asked_with(middleware, [(b"accept-language", language)]) == (b'"%b"' % language, b"missing")
+
+
+@pytest.mark.parametrize(
+    "name", ["range", "cache-control", "pragma", "if-range", "accept-encoding", "connection", "via", "early-data"]
+)
+async def test_field_that_swr_interprets_selects_the_response_if_the_app_reads_it(cache, name):
+    async def endpoint(request: Request) -> str:
+        return request.headers.get(name, "none")
+
+    middleware = SWRMiddleware(api(endpoint), cache, [RULE])
+    for value in ("items=0-0", "none", "items=5-7", "items=0-0", "none"):
+        fields = [] if value == "none" else [(name.encode(), value.encode())]
+        for _ in range(2):
+            text, state = await asked_with(middleware, fields)
+            assert text == b'"%b"' % value.encode()
+        assert state == b"fresh"
+
+
+async def test_response_is_shared_when_only_compression_middleware_reads_accept_encoding(cache):
+    app = api(lambda: "x")
+    app.add_middleware(GZipMiddleware)
+    middleware = SWRMiddleware(app, cache, [RULE])
+    states = [(await asked_with(middleware, [(b"accept-encoding", coding)]))[1] for coding in (b"gzip", b"br")]
+    assert states == [b"missing", b"fresh"]
+
+
+@pytest.mark.parametrize("kind", ["endpoint", "mounted", "decorated"])
+async def test_ranges_of_a_file_are_cut_out_of_the_stored_file(cache, tmp_path, kind):
+    file = tmp_path / "x"
+    file.write_bytes(b"0123456789")
+    app = FastAPI()
+    if kind == "mounted":
+        app.mount("/", StaticFiles(directory=tmp_path))
+    else:
+
+        async def endpoint() -> FileResponse:
+            return FileResponse(file)
+
+        app.get("/x")(endpoint if kind == "endpoint" else cache.response(fresh_for=60)(endpoint))
+    middleware = SWRMiddleware(app, cache, [RULE])
+    asked = [({}, "0123456789", "missing"), ({"Range": "bytes=2-4"}, "234", "fresh")]
+    for fields in ({"Range": "bytes=2-4", "If-Range": '"another"'}, {"Range": "items=0-1"}):
+        asked.append((fields, "0123456789", "fresh"))
+    async with httpx.AsyncClient(transport=httpx.ASGITransport(middleware), base_url="http://test") as client:
+        for fields, text, state in asked:
+            response = await client.get("/x", headers=fields)
+            assert (response.text, response.headers["swr-state"]) == (text, state)
+
+
+async def test_range_that_an_endpoint_puts_into_a_field_of_its_response_selects_the_response(cache):
+    async def endpoint(request: Request) -> PlainTextResponse:
+        return PlainTextResponse("x", headers={"X-Asked": dict(request.scope["headers"]).get(b"range", b"").decode()})
+
+    middleware = SWRMiddleware(api(endpoint), cache, [RULE])
+    for state in (b"missing", b"fresh"):
+        for asked in (b"items=0-0", b"items=5-7"):
+            assert await asked_with(middleware, [(b"range", asked)]) == (b"x", state)
+
+
+async def test_slice_of_items_does_not_answer_other_requests_whoever_says_how_long_it_is_fresh(cache):
+    """The frontend react-admin asks for `items=0-9`, and some servers answer with a 200."""
+
+    async def app(scope, receive, send):
+        first, _, last = dict(scope["headers"]).get(b"range", b"items=0-3").removeprefix(b"items=").partition(b"-")
+        headers = {"Cache-Control": "max-age=60", "Content-Range": f"items {int(first)}-{int(last)}/9"}
+        await PlainTextResponse("012345678"[int(first) : int(last) + 1], headers=headers)(scope, receive, send)
+
+    middleware = SWRMiddleware(app, cache)
+    for state in (b"missing", b"fresh"):
+        for asked, text in [(b"0-0", b"0"), (b"5-7", b"567"), (b"", b"0123")]:
+            fields = [(b"range", b"items=" + asked)] if asked else []
+            assert await asked_with(middleware, fields) == (text, state)
+
+
+async def test_range_of_bytes_that_the_app_answers_with_a_200_is_answered_with_the_same_200(cache):
+    async def endpoint(request: Request) -> PlainTextResponse:
+        first = request.headers.get("range", "bytes=0-").removeprefix("bytes=").partition("-")[0]
+        return PlainTextResponse("0123456789"[int(first) :])
+
+    middleware = SWRMiddleware(api(endpoint), cache, [RULE])
+    for state in (b"missing", b"fresh"):
+        for first, text in [(b"7", b"789"), (b"0", b"0123456789")]:
+            assert await asked_with(middleware, [(b"range", b"bytes=%b-" % first)]) == (text, state)
+
+
+async def test_parts_stay_stored_when_the_app_itself_reads_the_range(cache):
+    """An endpoint that serves videos does this."""
+
+    async def endpoint(request: Request) -> PlainTextResponse:
+        asked = request.headers.get("range")
+        if asked is None:
+            return PlainTextResponse("0123456789")
+        first, last = map(int, asked.removeprefix("bytes=").split("-"))
+        headers = {"Content-Range": f"bytes {first}-{last}/10", "Cache-Control": "max-age=60"}
+        return PlainTextResponse("0123456789"[first : last + 1], 206, headers)
+
+    middleware = SWRMiddleware(api(endpoint), cache, [RULE])
+    for state in (b"missing", b"fresh"):
+        for asked, text in [(b"", b"0123456789"), (b"2-4", b"234"), (b"5-6", b"56")]:
+            fields = [(b"range", b"bytes=" + asked)] if asked else []
+            assert await asked_with(middleware, fields) == (text, state)
+
+
+def agent(user_agent: Annotated[str, Header()] = "none") -> str:
+    return user_agent
+
+
+async def test_field_of_a_dependency_that_the_app_resolves_itself_is_respected(cache):
+    async def endpoint(request: Request) -> str:
+        async with AsyncExitStack() as stack:
+            request.scope["fastapi_inner_astack"] = request.scope["fastapi_function_astack"] = stack
+            dependant = get_dependant(path="/", call=agent)
+            solved = await solve_dependencies(
+                request=request, dependant=dependant, async_exit_stack=stack, embed_body_fields=False
+            )
+        return agent(**solved.values)
+
+    middleware = SWRMiddleware(api(endpoint), cache, [RULE])
+    for name in (b"a", b"b"):
+        assert await asked_with(middleware, [(b"user-agent", name)]) == (b'"%b"' % name, b"missing")
+
+
+VALUES = functools.partial(map, operator.itemgetter(1))
+
+
+class Compiled:
+    """Middleware whose coroutine has no frame of its own, as if Cython had compiled it."""
+
+    def __init__(self, app, read):
+        self.app, self.read = app, read
+
+    def __call__(self, scope, receive, send):
+        if scope["type"] != "http":
+            return self.app(scope, receive, send)
+        keep = scope.setdefault("state", {}).__setitem__
+        steps = map(keep, ["here"], self.read(scope))
+        return Steps(itertools.chain(filter(None, steps), self.app(scope, receive, send).__await__()))
+
+
+class Steps:
+    def __init__(self, steps):
+        self.steps = steps
+
+    def __await__(self):
+        return self.steps
+
+
+@pytest.mark.parametrize(
+    ("read", "reason"),
+    [
+        (lambda scope: map(Headers(scope=scope).get, ["accept-language"], ["none"]), "field accept-language"),
+        (lambda scope: map(b" ".join, map(VALUES, map(scope.get, ["headers"]))), "all fields"),
+        (lambda scope: map(scope.__getitem__, ["client"]), "address"),
+    ],
+)
+async def test_read_by_compiled_middleware_is_noticed(cache, read, reason):
+    app = Starlette(routes=[Route("/x", lambda request: PlainTextResponse(str(request.state.here)))])
+    app.add_middleware(Compiled, read=read)
+    middleware = SWRMiddleware(app, cache, [RULE])
+    texts = [(await ask(middleware, number, {"accept-language": str(number)})).text for number in (1, 2)]
+    assert texts[0] != texts[1]
+    assert f'detail="{reason}"' in (await ask(middleware, 1)).headers["cache-status"]
+
+
+def compiled(template, signed):
+    """Return an endpoint without Python code that takes what another function does."""
+    endpoint = functools.partial(template.format)
+    endpoint.__signature__ = inspect.signature(signed)
+    return endpoint
+
+
+async def test_response_of_a_compiled_endpoint_that_takes_the_request_is_not_shared(cache):
+    middleware = SWRMiddleware(api(compiled("{request.headers[accept-language]}", language)), cache, [RULE])
+    for name in (b"de", b"fr"):
+        assert await asked_with(middleware, [(b"accept-language", name)]) == (b'"%b"' % name, b"missing")
+
+
+@pytest.mark.parametrize("endpoint", [compiled("{country}", from_query), functools.partial(from_state)])
+async def test_response_of_other_endpoints_than_functions_is_shared(cache, endpoint):
+    assert await are_shared(SWRMiddleware(api(endpoint), cache, [RULE]))
+
+
+async def test_response_is_shared_when_compiled_middleware_reads_nothing_of_the_client(cache):
+    app = api(lambda: "x")
+    app.add_middleware(Compiled, read=lambda scope: map(Headers(scope=scope).get, ["host"]))
+    assert await are_shared(SWRMiddleware(app, cache, [RULE]))
+
+
+@pytest.mark.parametrize(
+    ("app", "with_starlette", "without"),
+    [
+        (Router(), True, True),
+        (SWRMiddleware(Starlette(), Cache()), True, True),
+        (plain, True, False),
+        (App(), True, False),
+    ],
+)
+def test_only_possible_starlette_apps_get_a_scope_that_records_reads(monkeypatch, app, with_starlette, without):
     monkeypatch.delitem(sys.modules, "fastapi")
-    assert isinstance(routed(http_scope("/x"), app), RoutedScope) == notes
+    assert isinstance(routed(http_scope("/x"), app), RoutedScope) is with_starlette
     assert isinstance(routed(http_scope("/x", app=app)), RoutedScope)
     monkeypatch.delitem(sys.modules, "starlette.applications")
-    assert isinstance(routed(http_scope("/x"), app), RoutedScope) == (notes and app is not plain)
+    assert isinstance(routed(http_scope("/x"), app), RoutedScope) is without
+    assert isinstance(routed(http_scope("/x", router=Router()), app), RoutedScope)
 
 
 def _awaits(v):
@@ -877,16 +1239,199 @@ def _awaits(v):
         (lambda v: str(*v), True),
         (_awaits(b""), True),
         (lambda v: b", ".join(v), True),
+        (lambda v: b"%b: %b" % v, True),
+        (lambda v: v % 2, False),
         (lambda v: bytearray(v).decode(), True),
     ],
 )
-def test_code_that_reads_bytes_without_their_methods_is_told_from_other_code(code, is_unseen):
-    """On each version of Python, whose compilers write different instructions."""
+def test_code_that_reads_bytes_without_their_methods_is_recognized(code, is_unseen):
+    """Compilers of different Python versions emit different instructions for the same code."""
     assert reads_unseen(code.__code__) is is_unseen
 
 
-def test_a_scope_takes_its_endpoint_in_a_thread_without_an_event_loop():
+def test_scope_accepts_its_endpoint_without_an_event_loop():
     scope = RoutedScope(http_scope("/x"))
     scope.watch([], set())
     contextvars.copy_context().run(scope.__setitem__, "endpoint", plain)
     assert scope.reads.is_routed
+
+
+class Fields(BaseModel):
+    user_agent: str
+
+
+def agent_of_model(fields: Annotated[Fields, Header()]) -> str:
+    return fields.user_agent
+
+
+@pytest.mark.parametrize("look", [agent, agent_of_model])
+async def test_response_is_shared_by_value_when_a_dependency_declares_the_field(cache, look):
+    """FastAPI awaits functions of its own that read the fields."""
+
+    async def endpoint(who: Annotated[str, Depends(look)]) -> str:
+        return who
+
+    middleware = SWRMiddleware(api(endpoint), cache, [RULE])
+    for state in (b"missing", b"fresh"):
+        for name in (b"a", b"b"):
+            assert await asked_with(middleware, [(b"user-agent", name)]) == (b'"%b"' % name, state)
+
+
+# -- credentials that many clients share --------------------------------------------------------------------------
+
+
+PER_CREDENTIAL = Rule("/x", fresh_for=60, stale_for=600, credentials="vary")
+OF_THE_APP = {"x-api-key": "of-the-mobile-app"}
+
+
+def language_of(request: Request) -> str:
+    return request.headers.get("accept-language", "none")
+
+
+async def by_function(request: Request) -> str:
+    return language_of(request)
+
+
+async def asked_for(request: Request) -> str:
+    return language_of(request)
+
+
+async def by_depends(language: Annotated[str, Depends(asked_for)]) -> str:
+    return language
+
+
+async def by_guard() -> str:
+    return HERE.get()
+
+
+async def remember_language(request: Request) -> None:
+    HERE.set(language_of(request))
+
+
+async def by_dict(request: Request) -> str:
+    return dict(request.headers).get("accept-language", "none")
+
+
+async def by_values(request: Request) -> str:
+    return next((value for value in request.headers.values() if value in ("de", "fr")), "none")
+
+
+async def by_text(request: Request) -> str:
+    texts = [str(value, "latin-1") for _, value in request.scope["headers"]]
+    return next((text for text in texts if text in ("de", "fr")), "none")
+
+
+async def by_raw_list(request: Request) -> str:
+    return next((v for k, v in request.scope["headers"] if k == b"accept-language"), b"none").decode()
+
+
+def spoken(app):
+    """Give the language to the endpoint by middleware inside swr."""
+    return http(app, into_state(language_of))
+
+
+SPEAKING = {
+    "function": lambda: api(by_function),
+    "dependency": lambda: api(by_depends),
+    "guard": lambda: api(by_guard, dependencies=[Depends(remember_language)]),
+    "raw list": lambda: api(by_raw_list),
+    "all fields": lambda: api(by_dict),
+    "all values": lambda: api(by_values),
+    "all fields as text": lambda: api(by_text),
+    "middleware": lambda: spoken(api(from_state)),
+}
+
+
+@pytest.mark.parametrize("place", SPEAKING)
+async def test_language_that_the_app_reads_selects_among_the_responses_of_one_credential(cache, clock, place):
+    middleware = SWRMiddleware(SPEAKING[place](), cache, [PER_CREDENTIAL])
+
+    async def states(number=1):
+        found = []
+        for language in ("de", "fr", "none"):
+            fields = {} if language == "none" else {"accept-language": language}
+            answer = await ask(middleware, number, {**OF_THE_APP, **fields})
+            assert answer.json() == language
+            found.append(answer.headers["swr-state"])
+        return found
+
+    assert await states() == ["missing"] * 3
+    assert await states(2) == ["fresh"] * 3
+    clock.advance(61)
+    assert await states() == ["stale"] * 3
+    await settle()
+    assert await states() == ["fresh"] * 3
+
+
+@pytest.mark.parametrize(
+    "name", ["user-agent", "referer", "baggage", "sec-ch-ua-mobile", "sec-ch-prefers-color-scheme"]
+)
+async def test_descriptive_field_that_the_app_reads_selects_among_the_responses_of_one_credential(cache, name):
+    async def endpoint(request: Request) -> str:
+        return request.headers.get(name, "none")
+
+    middleware = SWRMiddleware(api(endpoint), cache, [PER_CREDENTIAL])
+    for state in ("missing", "fresh"):
+        for value in ("a", "b"):
+            found = await ask(middleware, 1, {**OF_THE_APP, name: value})
+            assert (found.json(), found.headers["swr-state"]) == (value, state)
+
+
+async def test_language_that_the_app_does_not_read_selects_nothing_under_credentials_vary(cache):
+    middleware = SWRMiddleware(api(from_query), cache, [PER_CREDENTIAL])
+    found = [await ask(middleware, 1, {**OF_THE_APP, "accept-language": language}) for language in ("de", "fr")]
+    assert [answer.headers["swr-state"] for answer in found] == ["missing", "fresh"]
+
+
+@pytest.mark.parametrize("look", [helped, direct, by_values])
+async def test_credential_covers_the_address_that_the_app_reads(cache, look):
+    middleware = SWRMiddleware(api(look), cache, [PER_CREDENTIAL])
+    found = [await ask(middleware, number, {**OF_THE_APP, FIELD: str(number)}) for number in (1, 2)]
+    assert [answer.headers["swr-state"] for answer in found] == ["missing", "fresh"]
+
+
+async def spoken_late(request: Request) -> StreamingResponse:
+    async def content():
+        yield language_of(request)
+
+    return StreamingResponse(content())
+
+
+async def listed_late(request: Request) -> StreamingResponse:
+    async def content():
+        yield dict(request.headers).get("accept-language", "none")
+
+    return StreamingResponse(content())
+
+
+async def served(request: Request) -> str:
+    return str(request.scope["server"])
+
+
+@pytest.mark.parametrize("endpoint", [spoken_late, listed_late, served])
+async def test_read_that_cannot_select_prevents_storing_under_credentials_vary(cache, endpoint):
+    """The stream looks when its response has begun, and the server's address is in no field."""
+    middleware = SWRMiddleware(api(endpoint), cache, [PER_CREDENTIAL])
+    for language in ("de", "fr", "de"):
+        found = await ask(middleware, 1, {**OF_THE_APP, "accept-language": language})
+        assert found.headers["swr-state"] == "missing"
+        assert endpoint is served or found.text == language
+    assert endpoint is not served or 'detail="server"' in found.headers["cache-status"]
+
+
+async def test_session_that_a_stream_reads_prevents_storing_under_credentials_vary(cache):
+    """The session and not the credential says who asks, also if the app uses it when its response has begun."""
+
+    async def endpoint(request: Request) -> StreamingResponse:
+        async def content():
+            yield request.session.get("user", "nobody")
+
+        return StreamingResponse(content())
+
+    app = api(endpoint)
+    app.add_middleware(SessionMiddleware, secret_key="s")
+    middleware = SWRMiddleware(app, cache, [PER_CREDENTIAL], cookies="rfc9111")
+    for user in ("nobody", "alice", "bob"):
+        signed = itsdangerous.TimestampSigner("s").sign(base64.b64encode(json.dumps({"user": user}).encode())).decode()
+        fields = {} if user == "nobody" else {"cookie": f"session={signed}"}
+        assert (await ask(middleware, 1, {**OF_THE_APP, **fields})).text == user

@@ -88,7 +88,7 @@ async def loaded(http: httpx.AsyncClient, path: str, then: object, **options) ->
             await anyio.sleep(0.005)
 
 
-def test_every_page_of_the_recipes_has_a_program_and_tests() -> None:
+def test_every_recipe_page_has_a_program_and_tests() -> None:
     pages = {page.stem for page in (DOCS / "recipes").glob("*.md")} - {"index"}
     tested = set(re.findall(r'(?:recipe\("recipes/|page_name = ")(\w+)"', Path(__file__).read_text()))
     assert tested == pages
@@ -112,7 +112,7 @@ class TestRepository:
         async with page.session_factory().begin() as session:
             await session.merge(page.Player(name=name, league=league, points=points))
 
-    async def test_a_refresh_after_the_request_has_a_session_of_its_own(self, page, clock, caplog):
+    async def test_background_refresh_uses_a_session_of_its_own(self, page, clock, caplog):
         await self.put(page, "ann", "one", 1)
         async with client(page.app) as http:
             assert (await http.get("/rankings/one")).json() == [{"name": "ann", "points": 1}]
@@ -123,7 +123,7 @@ class TestRepository:
         assert page.engine.pool.checkedout() == 0
         assert not caplog.records
 
-    async def test_leagues_are_kept_apart_and_players_are_shared(self, page):
+    async def test_rankings_are_kept_apart_by_league_and_players_are_shared(self, page):
         await self.put(page, "ann", "one", 1)
         one, two = (page.Rankings(page.session_factory(), league) for league in ("one", "two"))
         assert await one.top() == [page.Row("ann", 1)]
@@ -131,7 +131,7 @@ class TestRepository:
         assert await one.points("ann") == await two.points("ann") == 1
         assert one.points.key("ann") == two.points.key("ann")
 
-    async def test_a_test_overrides_the_factory_and_its_uncommitted_rows_are_seen(self, page):
+    async def test_overridden_session_factory_shows_uncommitted_rows(self, page):
         async with page.engine.connect() as connection:
             await connection.begin()
             ours = async_sessionmaker(connection, join_transaction_mode="create_savepoint")
@@ -150,7 +150,7 @@ class TestJWT:
         token = (await http.post("/token", data={"username": name, "password": password})).json()["access_token"]
         return {"Authorization": f"Bearer {token}"}
 
-    async def test_shared_answers_are_loaded_once_and_own_answers_once_for_each_user(self, page):
+    async def test_shared_answers_load_once_and_own_answers_once_per_user(self, page):
         async with client(page.app) as http:
             alice, bob = await self.login(http, "alice", "secret"), await self.login(http, "bob", "secret2")
             told = {}
@@ -167,7 +167,7 @@ class TestJWT:
             again = await http.get("/me/favourites", headers=bob)
             assert again.headers["cache-status"] == 'swr; hit; ttl=60; detail="after dependencies"'
 
-    async def test_a_change_outdates_the_answers_to_its_user_alone(self, page):
+    async def test_change_invalidates_answers_of_its_user_only(self, page):
         async with client(page.app) as http:
             users = [await self.login(http, "alice", "secret"), await self.login(http, "bob", "secret2")]
             for user in users:
@@ -177,7 +177,7 @@ class TestJWT:
             assert [answer.headers["swr-state"] for answer in answers] == ["missing", "fresh"]
             assert [answer.json() for answer in answers] == [["ann", "zoe"], ["eve"]]
 
-    async def test_who_may_not_see_it_is_refused_whatever_is_stored(self, page):
+    async def test_request_without_valid_login_is_refused_although_answer_is_stored(self, page):
         async with client(page.app) as http:
             bob = await self.login(http, "bob", "secret2")
             for path in ("/rankings/ATL", "/me/favourites"):
@@ -188,7 +188,7 @@ class TestJWT:
             for path in ("/rankings/ATL", "/me/favourites"):
                 assert (await http.get(path, headers=bob)).status_code == 400
 
-    async def test_an_expired_token_is_refused_though_the_answer_is_fresh(self, page):
+    async def test_expired_token_is_refused_although_answer_is_fresh(self, page):
         async with client(page.app) as http:
             assert (await http.get("/rankings/ATL", headers=await self.login(http, "bob", "secret2"))).is_success
             claims = {"sub": "bob", "exp": 1}
@@ -212,7 +212,7 @@ class TestTenants:
 
     @pytest.mark.uncounted
     @pytest.mark.parametrize("path", ASKS)
-    async def test_no_tenant_gets_the_answer_of_another_fresh_stale_or_refreshed(self, page, clock, path):
+    async def test_tenants_never_get_each_others_fresh_stale_or_refreshed_answers(self, page, clock, path):
         own = {"acme": ["ATL ann"], "initech": ["ATL eve"]}
         async with client(page.app) as http:
             for _ in range(3):
@@ -225,7 +225,7 @@ class TestTenants:
 
     @pytest.mark.uncounted
     @pytest.mark.parametrize("path", ASKS)
-    async def test_what_is_forgotten_of_one_tenant_stays_with_the_other(self, page, path):
+    async def test_clearing_one_tenant_keeps_answers_of_the_other(self, page, path):
         async with client(page.app) as http:
             for tenant in ("acme", "initech"):
                 await http.get(path, headers=self.ASKS[path](tenant))
@@ -234,7 +234,7 @@ class TestTenants:
             answers = [(await http.get(path, headers=self.ASKS[path](tenant))).json() for tenant in ("acme", "initech")]
             assert answers == [["ATL new"], ["ATL eve"]]
 
-    async def test_hosts_are_kept_apart(self, page):
+    async def test_answers_are_kept_apart_by_host(self, page):
         async with client(page.app) as http:
             told = []
             for host in ("acme.example", "initech.example", "acme.example"):
@@ -247,7 +247,7 @@ class TestErrors:
     page_name = "errors"
 
     @pytest.mark.parametrize("path", ["/players/ann", "/secret/ann", "/values/ann"])
-    async def test_a_404_is_kept_for_its_own_time_and_gone_when_the_player_is_there(self, page, clock, path):
+    async def test_404_is_cached_for_its_own_time_and_invalidated_by_a_put(self, page, clock, path):
         async with client(page.app, headers={"Authorization": "Bearer x"} if "secret" in path else {}) as http:
             for _ in range(2):
                 assert (await http.get(path)).status_code == 404
@@ -265,7 +265,7 @@ class TestErrors:
             page.players["ann"] = 3
             assert (await http.get(path)).json() == {"points": 2}
 
-    async def test_a_404_that_is_raised_behind_a_login_is_kept_only_with_a_lifetime(self, page):
+    async def test_404_raised_behind_a_login_is_cached_only_with_a_lifetime(self, page):
         @page.app.get("/raises/{name}", dependencies=[Depends(HTTPBearer())])
         @page.cache.response(fresh_for=60)
         async def raises(name: str) -> None:
@@ -293,7 +293,7 @@ class TestCommit:
             yield page
         await page.engine.dispose()
 
-    async def test_a_reader_between_invalidation_and_commit_leaves_nothing_old_behind(self, page, monkeypatch):
+    async def test_read_between_invalidation_and_commit_leaves_no_old_value(self, page, monkeypatch):
         seen = []
         invalidate = page.points_of.invalidate
 
@@ -307,7 +307,7 @@ class TestCommit:
             await http.put("/players/ann", params={"points": 2})
             assert (seen, (await http.get("/players/ann")).json()) == ([1], 2)
 
-    async def test_after_a_rollback_the_old_value_is_loaded_again(self, page):
+    async def test_rollback_leaves_the_old_value_for_the_next_reader(self, page):
         @page.app.put("/fails/{name}")
         async def fails(name: str, session: Annotated[AsyncSession, Depends(page.transaction)]) -> None:
             (await session.get_one(page.Player, name)).points = 5
@@ -319,7 +319,7 @@ class TestCommit:
             assert (await http.put("/fails/ann")).status_code == 409
             assert (await http.get("/players/ann")).json() == 1
 
-    async def test_a_script_needs_the_block_alone(self, page):
+    async def test_transaction_block_in_a_script_invalidates_at_commit(self, page):
         await page.points_of("ann")
         async for session in page.transaction():
             (await session.get_one(page.Player, "ann")).points = 7
@@ -329,7 +329,7 @@ class TestCommit:
 
 
 class TestSQLModel:
-    async def test_values_and_responses_are_loaded_once_outdated_together_and_refreshed(self, clock, url, caplog):
+    async def test_values_and_responses_are_cached_invalidated_and_refreshed(self, clock, url, caplog):
         """One test: SQLModel keeps one registry of tables for the whole process."""
         page = recipe("recipes/sqlmodel", clock, url)
         page.SQLModel.metadata.create_all(page.engine)
@@ -365,7 +365,7 @@ class TestGraphQL:
     page_name = "graphql"
 
     @pytest.mark.uncounted
-    async def test_one_load_for_all_resolvers_and_none_for_the_next_query(self, page):
+    async def test_resolvers_share_one_load_and_the_next_query_needs_none(self, page):
         async with client(page.app) as http:
             for _ in range(2):
                 answer = await http.post("/graphql", json={"query": "{ players { name team } }"})
@@ -387,7 +387,7 @@ class TestGraphQL:
             assert page.queries == [[1, 2, 3], [1]]
 
     @pytest.mark.uncounted
-    async def test_what_is_stale_is_answered_and_refreshed_in_one_call(self, page, clock):
+    async def test_stale_values_are_answered_and_refreshed_in_one_batch_load(self, page, clock):
         async with client(page.app) as http:
             page.players.remove(("zoe", 3))
             ask = {"query": "{ players { team } }"}
@@ -411,7 +411,7 @@ class TestLitestar:
         handlers = [page.player, page.ranking, page.change, page.forget]
         yield Litestar(handlers, middleware=[middleware], lifespan=[lambda app: page.cache], logging_config=None)
 
-    async def test_responses_and_values_are_cached_refreshed_and_outdated(self, app, clock, caplog):
+    async def test_responses_and_values_are_cached_refreshed_and_invalidated(self, app, clock, caplog):
         page = self.page
         async with lifespan(app), client(app) as http:
             told = [(await http.get("/rankings/ATL")).headers["swr-state"] for _ in range(2)]
@@ -432,7 +432,7 @@ class TestLitestar:
             assert own.headers["cache-status"] == 'swr; fwd=bypass; detail="authorization"'
         assert not [record for record in caplog.records if record.name == "swr"]
 
-    async def test_the_decorator_for_responses_is_refused_by_litestar(self, app):
+    async def test_litestar_refuses_the_response_decorator(self, app):
         @self.page.get("/x")
         @self.page.cache.response(fresh_for=60)
         async def handler() -> int:
@@ -444,7 +444,7 @@ class TestLitestar:
 
 class TestDjango:
     @pytest.mark.uncounted
-    async def test_values_and_responses_are_cached_refreshed_and_outdated(
+    async def test_values_and_responses_are_cached_refreshed_and_invalidated(
         self, clock, url, caplog, tmp_path, monkeypatch
     ):
         """One test: Django is configured once in a process."""
@@ -479,7 +479,7 @@ class TestDjango:
         function(*arguments)
         connections.close_all()
 
-    async def test_a_model_of_django_is_no_value(self):
+    async def test_django_model_is_refused_as_a_cached_value(self):
         with pytest.raises(ConfigurationError, match="cannot be stored in Redis"):
 
             @Cache().cached("user", fresh_for=60)
@@ -487,14 +487,14 @@ class TestDjango:
 
 
 class TestRefresher:
-    async def test_inside_the_groups_are_warm_before_anybody_asks(self, clock, url):
+    async def test_refresher_inside_the_app_loads_groups_before_any_request(self, clock, url):
         page = recipe("recipes/refresher", clock, url)
         async with lifespan(page.app), client(page.app) as http:
             await until(lambda: len(page.loads) == 3)
             await loaded(http, "/rankings/ATL", [f"ATL {rank}" for rank in range(100)])
             assert sorted(page.loads) == ["ATL", "LAX", "ORD"]
 
-    async def test_beside_the_app_finds_fresh_what_another_process_has_loaded(self, clock, url, tmp_path):
+    async def test_app_reads_values_loaded_by_a_refresher_in_another_process(self, clock, url, tmp_path):
         (tmp_path / "ranking.py").write_text(programs("recipes/refresher")[0].replace("redis://127.0.0.1:6379/0", url))
         page = recipe("recipes/refresher", FakeClock(time.time()), url)
         page.app.router.lifespan_context = page.beside
@@ -515,13 +515,13 @@ class TestRefresher:
 class TestLimits:
     page_name = "limits"
 
-    async def test_a_limit_outside_counts_hits(self, page):
+    async def test_rate_limit_in_front_of_the_cache_counts_hits(self, page):
         async with client(page.app) as http:
             answers = [await http.get("/rankings/ATL") for _ in range(101)]
         assert [answer.status_code for answer in answers] == [200] * 100 + [429]
         assert answers[99].headers["swr-state"] == "fresh"
 
-    async def test_guards_limit_and_log_hits_and_one_user_does_not_spend_the_limit_of_another(self, page):
+    async def test_guards_limit_and_log_hits_for_each_user_separately(self, page):
         async with client(page.app) as http:
             told = [await http.get("/secret/ATL", headers={"X-API-Key": "alice"}) for _ in range(6)]
             assert [answer.status_code for answer in told] == [200] * 5 + [429]
@@ -530,7 +530,7 @@ class TestLimits:
             assert (other.status_code, other.headers["swr-state"]) == (200, "fresh")
         assert page.audit == [("alice", "/secret/ATL")] * 5 + [("bob", "/secret/ATL")]
 
-    async def test_a_background_refresh_counts_as_one_more_request(self, page, clock):
+    async def test_background_refresh_counts_as_one_more_request(self, page, clock):
         async with client(page.app, headers={"X-API-Key": "alice"}) as http:
             await http.get("/secret/ATL")
             clock.advance(61)
@@ -538,7 +538,7 @@ class TestLimits:
             await until(lambda: len(page.audit) == 3)
         assert page.asked["alice"] == 3
 
-    async def test_the_table_of_what_runs_on_a_hit(self, page):
+    async def test_hit_runs_guards_and_decorators_as_the_table_of_the_page_says(self, page):
         """Each row, for a public response and behind a login."""
         ran = []
 
@@ -624,7 +624,7 @@ class TestWholeAPI:
         return users
 
     @pytest.mark.uncounted
-    async def test_a_hit_asks_the_database_nothing_and_pages_are_kept_apart(self, page, http, users):
+    async def test_hit_makes_no_query_and_pages_are_kept_apart(self, page, http, users):
         for path in ("/leagues/one/ranking", "/leagues/one/ranking?offset=10"):
             first = await http.get(path, headers=users["ann"])
             assert (await http.get(path, headers=users["bob"])).json() == first.json()
@@ -635,9 +635,7 @@ class TestWholeAPI:
         assert (await http.get("/leagues/one/ranking")).status_code == 401
         assert (await http.get("/leagues/one/ranking?limit=101", headers=users["ann"])).status_code == 422
 
-    async def test_favourites_belong_to_their_user_and_a_write_of_the_admin_outdates_all_that_shows_it(
-        self, page, http, users
-    ):
+    async def test_favourites_are_kept_per_user_and_invalidated_by_an_admin_write(self, page, http, users):
         assert (await http.put("/me/favourites/3", headers=users["ann"])).status_code == 204
         for _ in range(2):
             told = {name: (await http.get("/me/favourites", headers=users[name])).json() for name in ("ann", "bob")}
@@ -648,14 +646,14 @@ class TestWholeAPI:
         assert (await http.get("/leagues/one/ranking", headers=users["bob"])).json()["items"][0]["id"] == 3
         assert (await http.get("/me/favourites", headers=users["ann"])).json()[0]["points"] == 99
 
-    async def test_a_removed_user_is_out_at_once_though_the_ranking_is_fresh(self, page, http, users):
+    async def test_removed_user_is_refused_although_the_ranking_is_fresh(self, page, http, users):
         assert (await http.get("/leagues/one/ranking", headers=users["bob"])).is_success
         assert (await http.delete("/admin/users/1", headers=users["root"])).status_code == 204
         assert (await http.get("/leagues/one/ranking", headers=users["bob"])).status_code == 401
         assert (await http.get("/leagues/one/ranking", headers=users["ann"])).headers["swr-state"] == "fresh"
 
     @pytest.mark.uncounted
-    async def test_readers_of_a_stale_ranking_wait_for_nothing_and_one_query_is_made(self, page, http, users, clock):
+    async def test_stale_ranking_is_served_to_all_readers_and_refreshed_by_one_query(self, page, http, users, clock):
         await http.get("/leagues/one/ranking", headers=users["ann"])
         clock.advance(61)
         page.queries.clear()
@@ -673,7 +671,7 @@ class TestWholeAPI:
                 await anyio.sleep(0.005)
         assert sum("ORDER BY players.points" in query for query in page.queries) == 1
 
-    def test_the_tests_on_the_page_pass(self, pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_tests_shown_on_the_page_pass(self, pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch) -> None:
         text = (DOCS / "recipes" / "api.md").read_text()
         files = dict(re.findall(r"^```py\n# (\w+)\.py\n(.*?)^```", text, re.S | re.M))
         pytester.makepyfile(**files, league=programs("recipes/api")[0])
@@ -683,7 +681,7 @@ class TestWholeAPI:
         result = pytester.runpytest_inprocess("-p", "anyio", "-p", "no:cacheprovider", "-W", "error")
         result.assert_outcomes(passed=3)
 
-    async def test_a_login_with_the_session_needs_the_word_that_the_page_names(self, page, http, users):
+    async def test_endpoint_and_guard_that_use_one_session_need_shared_true(self, page, http, users):
         async def with_session(user: page.UserDep, session: page.SessionDep) -> None:
             await session.get(page.User, user.id)
 
@@ -714,7 +712,7 @@ class TestWholeAPI:
 class TestMigrating:
     """The apps of docs/migrating.md after their migration do what they did before, and what the page says is new."""
 
-    async def test_from_fastapi_cache2(self, clock, url):
+    async def test_app_migrated_from_fastapi_cache2_behaves_as_the_page_says(self, clock, url):
         page = recipe("migrating", clock, url)
         async with lifespan(page.app), client(page.app) as http:
             told = [await http.get("/rankings/ATL", params={"limit": 1}) for _ in range(2)]
@@ -733,7 +731,7 @@ class TestMigrating:
             assert answer.json() == {"points": 9, "of": 11}
             assert (await page.total.outcome()).state == "fresh"
 
-    async def test_from_cashews(self, clock, url):
+    async def test_app_migrated_from_cashews_behaves_as_the_page_says(self, clock, url):
         page = recipe("migrating", clock, url, number=1)
         async with page.cache:
             rankings = page.Rankings()
@@ -758,7 +756,7 @@ class TestMigrating:
             outcome = await page.total.outcome()
             assert (outcome.value, outcome.state, type(outcome.error)) == (17, "stale", TypeError)
 
-    async def test_from_aiocache(self, clock, url):
+    async def test_app_migrated_from_aiocache_behaves_as_the_page_says(self, clock, url):
         page = recipe("migrating", clock, url, number=2)
         async with page.cache:
             assert await page.top("ATL") == [page.Row("ann", 3), page.Row("bob", 2)]
@@ -766,7 +764,7 @@ class TestMigrating:
             del page.players["ann"]
             assert await page.by_name(["ann", "bob"]) == {"ann": page.Row("ann", 3), "bob": page.Row("bob", 2)}
 
-    def test_from_dogpile_cache(self, clock, url):
+    def test_app_migrated_from_dogpile_cache_behaves_as_the_page_says(self, clock, url):
         page = recipe("migrating", clock, url, number=3)
         with page.cache.sync:
             assert page.first("ATL") == "ann"
@@ -778,7 +776,7 @@ class TestMigrating:
             assert page.first("ORD") == "zoe"
         page.cache.sync.close()
 
-    async def test_from_hishel(self, clock, url):
+    async def test_app_migrated_from_hishel_behaves_as_the_page_says(self, clock, url):
         page = recipe("migrating", clock, url, number=4)
         async with lifespan(page.app), client(page.app) as http:
             for path, told in (
@@ -791,7 +789,9 @@ class TestMigrating:
 
     @pytest.mark.uncounted
     @pytest.mark.parametrize(("number", "total"), [(5, "/total"), (6, None)])
-    async def test_from_fastapi_redis_sdk_and_fastapi_cachex(self, clock, url, number, total):
+    async def test_app_migrated_from_fastapi_redis_sdk_or_cachex_behaves_as_the_page_says(
+        self, clock, url, number, total
+    ):
         page = recipe("migrating", clock, url, number=number)
         async with lifespan(page.app), client(page.app) as http:
             assert [(await http.get("/rankings/ATL")).headers["swr-state"] for _ in range(2)] == ["missing", "fresh"]

@@ -89,7 +89,9 @@ class TestSharing:
             assert (await other.get_or_load("k", load, POLICY)).state is State.FRESH
         assert load.runs == 1
 
-    async def test_cold_losers_wait_for_the_message_not_for_a_poll(self, server: Server, monkeypatch):
+    async def test_readers_that_lost_the_lease_continue_on_the_notification_not_a_poll(
+        self, server: Server, monkeypatch
+    ):
         monkeypatch.setattr("swr.engine.refresh_path._LONGEST_WAIT", 30.0)
         load = Counter(0.2)
         async with Cache(server.url, timeout=2) as one, Cache(server.url, timeout=2) as other:
@@ -99,7 +101,7 @@ class TestSharing:
         assert {(outcome.value, outcome.state) for outcome in outcomes} == {(1, State.MISSING)}
 
     @pytest.mark.parametrize("local", [0, 2**20])
-    async def test_invalidation_reaches_the_other_caches(self, server: Server, local):
+    async def test_invalidation_by_key_tag_or_clear_reaches_the_other_caches(self, server: Server, local):
         load = Counter()
         tagged = Policy(60, 600, tags=("t", "\ud800"))
         async with Cache(server.url, l1_max_bytes=local, timeout=2) as one, Cache(server.url, timeout=2) as other:
@@ -117,7 +119,7 @@ class TestSharing:
                 await until(lambda: other.local.get("k") is None or other.engine.store.peek("k") is None)
                 assert (await other.get_or_load("k", load, tagged)).value == runs + 1
 
-    async def test_a_response_that_is_sent_all_the_time_is_outdated_by_another_cache(self, server: Server):
+    async def test_prepared_response_is_dropped_when_another_cache_invalidates_it(self, server: Server):
         app = App(MAX_AGE)
         async with (
             Cache(server.url, timeout=2) as one,
@@ -134,7 +136,7 @@ class TestSharing:
                     while (await http.get("/x")).text == before:
                         await asyncio.sleep(0.005)
 
-    async def test_a_reader_after_a_notification_does_not_share_a_get_that_was_sent_before(self, server: Server):
+    async def test_reader_after_an_invalidation_does_not_join_an_earlier_get(self, server: Server):
         load = Counter()
         async with (
             Proxy(server.port) as proxy,
@@ -155,7 +157,7 @@ class TestSharing:
             after = await one.get_or_load("k", load, POLICY)
             assert (after.value, (await before).value) == (2, 2)
 
-    async def test_a_cache_ignores_its_own_messages(self, server: Server):
+    async def test_own_messages_from_redis_cause_no_second_notification(self, server: Server):
         async with Cache(server.url, timeout=2) as cache:
             notifications = []
             await cache.engine.ready()
@@ -176,7 +178,7 @@ class TestSharing:
             await one.clear()
             assert (await other.get_or_load("k", load, POLICY)).value == 2
 
-    async def test_a_client_of_ones_own_is_used_and_left_open(self, server: Server):
+    async def test_passed_redis_client_is_used_and_left_open(self, server: Server):
         client = Redis.from_url(server.url)
         async with Cache(redis=client, timeout=2) as cache:
             await cache.get_or_load("k", Counter(), POLICY)
@@ -184,7 +186,7 @@ class TestSharing:
         assert await client.exists("swr:{k}")
         await client.aclose()
 
-    async def test_every_key_of_an_entry_is_under_one_hash_tag(self, server: Server):
+    async def test_entry_and_lease_of_a_key_share_a_cluster_slot(self, server: Server):
         from redis.crc import key_slot
 
         store = RedisStore(Single(Redis))
@@ -193,7 +195,7 @@ class TestSharing:
             assert key_slot(entry) == key_slot(lease)
         assert len({key_slot(name) for name in (store.names.tag_versions, store.names.newest_tag_version)}) == 1
 
-    async def test_the_entry_expires_with_its_last_deadline(self, server: Server):
+    async def test_stored_entry_expires_in_redis_after_its_last_deadline(self, server: Server):
         client = Redis.from_url(server.url)
         async with Cache(server.url, timeout=2) as cache:
             await cache.get_or_load("k", Counter(), Policy(10, 20, 30))
@@ -208,7 +210,7 @@ class TestForeignData:
     @pytest.mark.parametrize(
         "data", [b"", b"x", b"\x80" * 100, b"0" * 17, b"0000000000000001e", b"0" * 16 + b"t" + b"x"]
     )
-    async def test_what_is_not_ours_is_a_miss_logged_once(self, server: Server, caplog, data):
+    async def test_foreign_value_is_a_miss_and_logged_once(self, server: Server, caplog, data):
         client = Redis.from_url(server.url)
         async with Cache(server.url, l1_max_bytes=0, timeout=2) as cache:
             await client.set("swr:{k}", data)
@@ -219,7 +221,7 @@ class TestForeignData:
             assert (await cache.get_or_load("k", Counter(), POLICY)).state is State.FRESH
         await client.aclose()
 
-    async def test_a_corrupted_entry_is_a_miss(self, server: Server, caplog):
+    async def test_corrupted_entry_is_a_miss(self, server: Server, caplog):
         client = Redis.from_url(server.url)
         load = Counter()
         async with Cache(server.url, l1_max_bytes=0, timeout=2) as cache:
@@ -234,7 +236,7 @@ class TestForeignData:
         assert sum("passed over" in record.message for record in caplog.records) == 1
         await client.aclose()
 
-    async def test_keys_of_another_type_do_no_harm(self, server: Server):
+    async def test_entry_or_lease_key_of_another_redis_type_is_a_miss(self, server: Server):
         client = Redis.from_url(server.url)
         async with Cache(server.url, timeout=2) as cache:
             for key in ("swr:{k}", "swr:{k}:l"):
@@ -261,7 +263,7 @@ class TestForeignData:
         assert "cannot reach Redis" not in caplog.text
         await client.aclose()
 
-    async def test_a_refused_command_is_no_outage(self, server: Server, caplog):
+    async def test_refused_command_is_logged_once_and_is_no_outage(self, server: Server, caplog):
         client = Redis.from_url(server.url)
         async with Cache(server.url, timeout=2) as cache:
             # No memory left: reads go on, commits are refused.
@@ -283,7 +285,7 @@ class TestForeignData:
 
 
 class TestTagVersions:
-    async def test_a_missed_tag_version_is_learned_with_the_next_read(self, server: Server):
+    async def test_missed_tag_version_is_learned_with_the_next_read(self, server: Server):
         load = Counter()
         policy = Policy(60, tags=("t",))
         async with Cache(server.url, timeout=2) as one, Cache(server.url, l1_max_bytes=0, timeout=2) as other:
@@ -299,7 +301,7 @@ class TestTagVersions:
             assert (await other.get_or_load("k", load, policy)).value == 5
             assert store.tag_versions.newest == one.engine.store.tag_versions.newest
 
-    async def test_a_missed_tag_version_is_learned_with_the_lease(self, server: Server):
+    async def test_missed_tag_version_is_learned_with_the_lease(self, server: Server):
         async with Cache(server.url, timeout=2) as one, Cache(server.url, timeout=2) as other:
             await other.engine.ready()
             store = other.engine.store.store
@@ -314,8 +316,8 @@ class TestTagVersions:
             on_message(*received[0])
             assert other.engine.flights.fence == fence
 
-    async def test_a_tag_version_missed_in_a_gap_is_learned_though_a_newer_one_is_known(self, server: Server):
-        """One's own tag version is newer than what was missed; that must not hide it."""
+    async def test_tag_version_missed_in_a_gap_is_learned_although_a_newer_one_is_known(self, server: Server):
+        """The process's own tag version is newer than the missed one and must not hide it."""
         policy = Policy(60, 600, tags=("t",))
         for own in (True, False):
             load = Counter()
@@ -347,7 +349,7 @@ class TestTagVersions:
             await asyncio.sleep(0.1)
             assert (await other.get_or_load("k", load, POLICY)).state is State.FRESH
 
-    async def test_too_many_tags_raise_the_minimum(self, server: Server, monkeypatch):
+    async def test_too_many_invalidated_tags_raise_the_minimum_tag_version(self, server: Server, monkeypatch):
         monkeypatch.setattr(shared_tag_versions, "_MOST_TAGS", 10)
         load = Counter()
         async with Cache(server.url, timeout=2) as one:
@@ -368,7 +370,7 @@ class TestTagVersions:
 class TestOutage:
     """Promise 5: no error reaches a caller, and nobody waits long."""
 
-    async def test_a_connection_refused_from_the_start_causes_no_error(self, caplog):
+    async def test_connection_refused_from_the_start_causes_no_error(self, caplog):
         async with Cache("redis://127.0.0.1:1/0") as cache:
             load = Counter()
             outcome = await cache.get_or_load("k", load, POLICY)
@@ -379,7 +381,7 @@ class TestOutage:
         assert sum("cannot reach Redis" in record.message for record in caplog.records) == 1
 
     async def test_loads_during_an_outage_leave_no_pending_release(self, own_server: Server):
-        """Thousands of loads during an outage are not thousands of commands after it."""
+        """Thousands of loads during an outage must not cause thousands of commands afterwards."""
         load = Counter()
         async with Cache(own_server.url) as cache:
             await cache.get_or_load("k", load, POLICY)
@@ -392,8 +394,8 @@ class TestOutage:
             await until(lambda: cache.engine.store.is_reachable)
             assert not cache.engine.store.is_unreachable("k")
 
-    async def test_a_fresh_hit_costs_no_more_than_with_redis_there(self, own_server: Server):
-        """What was looked at once during the outage is not looked at again before its end."""
+    async def test_entry_confirmed_once_in_an_outage_is_trusted_until_its_end(self, own_server: Server):
+        """A second hit during the outage skips the check."""
         load = Counter()
         async with Cache(own_server.url) as cache:
             await cache.get_or_load("k", load, POLICY)
@@ -407,8 +409,8 @@ class TestOutage:
             await until(lambda: cache.engine.store.is_reachable)
             assert slot.trust is not local.trust
 
-    async def test_many_tags_are_replayed_in_few_commands_however_many_loads_wait_for_them(self, server: Server):
-        """Each request that changes something invalidates a tag: after an outage, a busy process has thousands."""
+    async def test_two_thousand_pending_tags_are_replayed_in_under_200_commands(self, server: Server):
+        """A busy process may invalidate thousands of tags during an outage."""
         policy = Policy(60, tags=("t",))
         async with Proxy(server.port) as proxy, Cache(proxy.url, timeout=30) as cache:
             await cache.get_or_load("k", Counter(), policy)
@@ -428,7 +430,7 @@ class TestOutage:
         async with Cache(server.url, timeout=30) as other:
             assert (await other.get_or_load("k", Counter(), policy)).state is State.MISSING
 
-    async def test_many_keys_are_replayed_at_the_same_time_and_a_refused_one_holds_up_no_other(
+    async def test_pending_keys_are_replayed_concurrently_and_a_refused_one_blocks_no_other(
         self, server: Server, monkeypatch
     ):
         async with Proxy(server.port) as proxy, Cache(proxy.url, timeout=30) as cache:
@@ -461,7 +463,7 @@ class TestOutage:
             refused.clear()
             await until(lambda: not cache.engine.store.has_pending)
 
-    async def test_a_key_without_a_server_is_unreachable_during_an_outage(self, server: Server):
+    async def test_key_without_a_master_is_unreachable_during_an_outage(self, server: Server):
         async with opened(redis_store(server)) as store:
 
             def nobody(name: bytes) -> None:
@@ -475,7 +477,7 @@ class TestOutage:
             del store._servers.link_to
 
     @pytest.mark.parametrize("how", ["hung", "refused", "killed"])
-    async def test_an_outage_causes_no_error_and_its_invalidations_reach_all_afterwards(
+    async def test_outage_causes_no_error_and_its_invalidations_reach_all_caches_afterwards(
         self, own_server: Server, caplog, how
     ):
         caplog.set_level(logging.WARNING, "swr")
@@ -518,7 +520,7 @@ class TestOutage:
         # One line each, and one each for the other cache where the server itself was killed.
         assert (lost, regained) == ((2, 2) if how == "killed" else (1, 1))
 
-    async def test_while_redis_is_known_to_be_unreachable_no_reader_waits(self, own_server: Server):
+    async def test_no_reader_waits_while_redis_is_known_to_be_unreachable(self, own_server: Server):
         async with Cache(own_server.url) as cache:
             await cache.get_or_load("k", Counter(), POLICY)
             own_server.pause()
@@ -531,7 +533,7 @@ class TestOutage:
                 assert outcome.value == 1
             assert asked == [None] * 100
 
-    async def test_a_stale_reader_does_not_wait_for_a_hung_server(self, own_server: Server):
+    async def test_stale_hit_does_not_wait_for_a_hung_server(self, own_server: Server):
         async with Cache(own_server.url, timeout=5) as cache:
             load = Counter()
             await cache.get_or_load("k", load, Policy(0.05, 600))
@@ -542,8 +544,10 @@ class TestOutage:
             own_server.resume()
 
     @pytest.mark.parametrize("hangs", ["hang", "hang_subscriptions"])
-    async def test_a_subscription_that_dies_silently_is_noticed(self, server: Server, caplog, hangs):
-        """With the other connections, or alone."""
+    async def test_silently_dead_subscription_is_noticed_and_no_invalidation_is_missed(
+        self, server: Server, caplog, hangs
+    ):
+        """The subscription dies together with the other connections, or alone."""
         async with Proxy(server.port) as proxy, Cache(proxy.url) as cache, Cache(server.url, timeout=2) as other:
             load = Counter()
             await cache.get_or_load("k", load, POLICY)
@@ -556,7 +560,7 @@ class TestOutage:
         assert hangs == "hang" or "the subscription does not answer" in caplog.text
 
     @pytest.mark.parametrize("what", ["invalidate", "commit"])
-    async def test_messages_that_vanish_while_the_connection_answers_are_a_gap(self, server: Server, caplog, what):
+    async def test_messages_lost_while_the_connection_answers_count_as_a_gap(self, server: Server, caplog, what):
         async with Proxy(server.port) as proxy, Cache(proxy.url) as cache, Cache(server.url, timeout=2) as other:
             load, newer = Counter(), Counter()
             newer.runs = 10
@@ -573,8 +577,8 @@ class TestOutage:
         assert "the subscription does not answer" in caplog.text
 
     @pytest.mark.uncounted
-    async def test_a_moment_without_messages_is_a_gap(self, server: Server, caplog):
-        """Shorter than it takes to give up the subscription."""
+    async def test_short_loss_of_messages_counts_as_a_gap(self, server: Server, caplog):
+        """The loss is too short for the subscription to time out."""
         async with Proxy(server.port) as proxy, Cache(proxy.url) as cache, Cache(server.url, timeout=2) as other:
             load = Counter()
             await cache.get_or_load("k", load, POLICY)
@@ -587,8 +591,8 @@ class TestOutage:
             await until(lambda: cache.engine.store.is_reachable, 60)
             assert (await cache.get_or_load("k", load, POLICY)).value == 2
 
-    async def test_a_subscription_that_redis_py_renewed_counts_as_a_gap(self, server: Server, caplog):
-        """redis-py resubscribes by itself when a connection is lost; what was said meanwhile is lost anyway."""
+    async def test_subscription_renewed_by_redis_py_counts_as_a_gap(self, server: Server, caplog):
+        """redis-py subscribes again when a connection is lost, but the messages in between are lost."""
         client = Redis(port=server.port)
         async with Cache(redis=client, timeout=2) as cache:
             load = Counter()
@@ -601,7 +605,7 @@ class TestOutage:
         # Before 6 it does not, and the link sees the loss itself.
         assert "made again" in caplog.text or "the server closed the connection" in caplog.text
 
-    async def test_a_server_hung_from_the_start_causes_no_error(self, own_server: Server):
+    async def test_server_hung_from_the_start_causes_no_error(self, own_server: Server):
         own_server.pause()
         async with Cache(own_server.url, timeout=0.1) as cache:
             load = Counter()
@@ -611,7 +615,7 @@ class TestOutage:
             own_server.resume()
             await until(lambda: cache.engine.store.is_reachable)
 
-    async def test_after_a_cut_what_was_missed_is_not_served(self, server: Server):
+    async def test_entry_invalidated_elsewhere_during_a_cut_is_not_served_afterwards(self, server: Server):
         async with Proxy(server.port) as proxy, Cache(proxy.url) as cache, Cache(server.url, timeout=2) as other:
             load = Counter()
             await cache.get_or_load("k", load, POLICY)
@@ -627,9 +631,9 @@ class TestOutage:
 
 @pytest.mark.usefixtures("no_heartbeats")
 class TestLeaseRequests:
-    """Leases that are asked for in one turn of the event loop are one command."""
+    """Lease requests of one turn of the event loop are one command."""
 
-    async def test_a_hundred_leases_are_one_command(self, server: Server):
+    async def test_hundred_lease_requests_are_sent_in_one_command(self, server: Server):
         async with opened(redis_store(server)) as store:
             sent = store.sent
             asked = [store.acquire(f"k{number}", "t", 30, 0, ANY) for number in range(100)]
@@ -637,15 +641,15 @@ class TestLeaseRequests:
             assert store.sent - sent == 1
             assert [lease.key for lease in leases] == [f"k{number}" for number in range(100)]
 
-    async def test_a_thousand_leases_are_three_commands(self, server: Server):
+    async def test_thousand_lease_requests_are_sent_in_three_commands(self, server: Server):
         async with opened(redis_store(server)) as store:
             sent = store.sent
             leases = await asyncio.gather(*(store.acquire(f"k{number}", "t", 30, 0, ANY) for number in range(1001)))
             assert store.sent - sent == 3
             assert len({lease.key for lease in leases}) == 1001
 
-    async def test_a_cancelled_request_can_release_the_lease_that_was_on_its_way(self, server: Server):
-        """Even where it is sent once more, on another connection, for those who stay."""
+    async def test_lease_of_a_cancelled_request_is_released_although_its_reply_was_lost(self, server: Server):
+        """The request is sent again on another connection for the readers that stay."""
         async with Proxy(server.port) as proxy:
             store = RedisStore(Single(lambda: Redis.from_url(proxy.url), 60.0), timeout=60.0)
             async with opened(store):
@@ -675,7 +679,7 @@ def committed(lease: Lease, value: object = 1) -> Entry:
 class TestCommits:
     """Entries that are stored in one turn of the event loop are one command, and one message notifies every process."""
 
-    async def test_a_hundred_commits_are_one_command_and_notify_of_each(self, server: Server):
+    async def test_hundred_commits_are_one_command_and_each_is_notified(self, server: Server):
         async with opened(redis_store(server)) as store, Cache(server.url, timeout=2) as other:
             received = []
             await other.engine.ready()
@@ -693,7 +697,7 @@ class TestCommits:
             }
             assert (await store.read("k7\udc80", ANY)).value == "k7"
 
-    async def test_of_several_commits_only_those_without_a_lease_are_rejected(self, server: Server):
+    async def test_only_commits_whose_lease_is_lost_are_rejected_in_a_batch(self, server: Server):
         async with opened(redis_store(server)) as store, Cache(server.url, timeout=2) as other:
             received = []
             await other.engine.ready()
@@ -710,8 +714,8 @@ class TestCommits:
             assert [name for kind, name in received if kind is Kind.COMMITTED] == ["k0", "k3"]
             assert [(await store.read(f"k{number}", ANY)) is None for number in range(4)] == [False, True, True, False]
 
-    async def test_large_commits_leave_in_commands_of_their_own(self, server: Server):
-        """While a command is on its way nothing answers, and the server would seem to hang."""
+    async def test_large_commits_are_sent_in_separate_commands(self, server: Server):
+        """During one huge command no reply arrives, and the server would seem to hang."""
         async with opened(redis_store(server)) as store:
             leases = await asyncio.gather(*(store.acquire(f"k{number}", "t", 30, 0, ANY) for number in range(6)))
             sizes = [30_000, 30_000, 30_000, 10, 1_000_000, 10]
@@ -725,7 +729,7 @@ class TestCommits:
             assert store.sent - sent == 4
             assert [len((await store.read(f"k{number}", ANY)).value) for number in range(6)] == sizes
 
-    async def test_a_commit_cancelled_before_it_is_sent_is_not_sent(self, server: Server):
+    async def test_commit_cancelled_before_it_is_sent_is_not_sent(self, server: Server):
         async with opened(redis_store(server)) as store:
             lease = await store.acquire("k", "t", 30, 0, ANY)
             sent = store.sent
@@ -740,7 +744,7 @@ class TestCommits:
             assert await store.read("k", ANY) is None
 
 
-async def test_a_command_under_way_is_sent_again_where_the_subscription_breaks_first(server: Server):
+async def test_command_under_way_is_answered_although_the_subscription_breaks(server: Server):
     async with Cache(server.url, timeout=5) as cache:
         link = cache.engine.store.store.commands._servers.link_to(b"k")
         answer = asyncio.create_task(link.ask("BLPOP", "nothing", "0.5"))
@@ -764,7 +768,9 @@ class TestLostReplies:
             ("tag", b"ZADD"),
         ],
     )
-    async def test_a_lost_reply_changes_nothing(self, server: Server, command, marker, monkeypatch):
+    async def test_lost_reply_leaves_no_phantom_lease_and_loses_no_load_or_invalidation(
+        self, server: Server, command, marker, monkeypatch
+    ):
         # However long a busy machine takes to connect again.
         monkeypatch.setattr("swr.stores.redis.server_link._SHARE_AFTER_SILENCE", 20.0)
         async with (
@@ -822,7 +828,7 @@ async def connected(url, timeout=2.0, **options):
 
 
 class TestConnection:
-    async def test_a_hung_connection_fails_every_command(self, server: Server):
+    async def test_hung_connection_fails_every_command(self, server: Server):
         async with connected(server.url, 0.2) as (connection, running):
             assert await connection.ask("PING") == b"PONG"
             left = connection.ask("BLPOP", "nothing", 60)
@@ -837,7 +843,7 @@ class TestConnection:
                 await connection.ask("PING")
 
     @pytest.mark.parametrize("turns", range(8))
-    async def test_closing_a_connection_fails_the_commands_on_their_way(self, server: Server, turns):
+    async def test_command_is_answered_or_fails_when_its_connection_is_closed(self, server: Server, turns):
         async with connected(server.url) as (connection, running):
             assert await connection.ask("PING") == b"PONG"
             pending = connection.ask("PING")
@@ -850,7 +856,7 @@ class TestConnection:
             with pytest.raises(StoreUnavailable, match="was closed"):
                 await connection.ask("PING")
 
-    async def test_a_connection_that_the_server_closes_fails_every_command(self, server: Server):
+    async def test_connection_closed_by_the_server_fails_every_command(self, server: Server):
         async with connected(server.url) as (connection, running):
             number = await connection.ask("CLIENT", "ID")
             waiting = connection.ask("BLPOP", "nothing", 0)
@@ -861,8 +867,8 @@ class TestConnection:
             with pytest.raises(StoreUnavailable):
                 await running
 
-    async def test_a_hung_connection_is_closed_without_being_flushed(self, server: Server):
-        """Closed, the socket would wait for it to be taken."""
+    async def test_hung_connection_is_closed_without_being_flushed(self, server: Server):
+        """A normal close would wait until the server has read the buffered data."""
         async with Proxy(server.port) as proxy, connected(proxy.url, 0.2) as (connection, running):
             socket = connection._transport.get_extra_info("socket")
             proxy.hang = True
@@ -872,7 +878,7 @@ class TestConnection:
                 await running
             await until(lambda: socket.fileno() == -1)
 
-    async def test_a_reader_on_a_connection_that_has_just_broken_is_answered(self, server: Server):
+    async def test_reader_on_a_connection_that_has_just_broken_is_answered(self, server: Server):
         async with Cache(server.url, l1_max_bytes=0) as cache:
             load = Counter()
             await cache.get_or_load("k", load, POLICY)
@@ -883,7 +889,7 @@ class TestConnection:
                     for _ in range(100):
                         await asyncio.gather(*(cache.get_or_load("k", load, POLICY) for _ in range(3)))
 
-    async def test_a_reply_that_nobody_waits_for_is_passed_over(self, server: Server):
+    async def test_reply_of_a_cancelled_command_is_discarded(self, server: Server):
         async with connected(server.url) as (connection, _):
             connection.ask("PING").cancel()
             assert await connection.ask("ECHO", "x") == b"x"
@@ -891,22 +897,22 @@ class TestConnection:
                 await connection.ask("NONSENSE")
             assert await connection.ask("ECHO", "y") == b"y"
 
-    async def test_notices_of_the_server_are_no_replies(self, server: Server):
+    async def test_push_messages_of_the_server_are_not_taken_as_replies(self, server: Server):
         async with connected(server.url, protocol=3) as (connection, _):
             await connection.ask("CLIENT", "TRACKING", "ON", "BCAST")
             for number in range(10):
                 server.command("SET", "noticed", str(number))
                 assert await connection.ask("ECHO", str(number)) == b"%d" % number
 
-    async def test_a_reply_without_a_command_ends_the_connection(self, server: Server):
-        """Any later reply would be taken for another's."""
+    async def test_reply_without_a_command_ends_the_connection(self, server: Server):
+        """Each later reply would be taken for the reply to another command."""
         async with connected(server.url) as (connection, running):
             await connection.ask("MONITOR")
             server.command("PING")
             with pytest.raises(StoreUnavailable, match="no command has asked for"):
                 await running
 
-    async def test_data_that_is_no_reply_ends_the_connection(self, server: Server):
+    async def test_invalid_reply_data_ends_the_connection(self, server: Server):
         async with Proxy(server.port) as proxy, connected(proxy.url) as (connection, running):
             assert await connection.ask("PING") == b"PONG"
             for writer in proxy._writers:
@@ -914,8 +920,8 @@ class TestConnection:
             with pytest.raises(StoreUnavailable, match="Protocol error"):
                 await running
 
-    async def test_an_error_that_cannot_be_parsed_ends_the_connection(self, server: Server, caplog):
-        """redis-py looks for a slot in it."""
+    async def test_unparsable_error_reply_ends_the_connection(self, server: Server, caplog):
+        """redis-py expects a slot in an error that begins with MOVED."""
         async with connected(server.url) as (connection, running):
             with pytest.raises(StoreUnavailable):
                 await connection.ask("EVAL", "return redis.error_reply('MOVED x')", 0)
@@ -923,7 +929,7 @@ class TestConnection:
                 await running
         assert caplog.text == ""
 
-    async def test_a_reply_of_another_shape_is_an_error_like_any_other(self, server: Server, caplog):
+    async def test_reply_of_an_unexpected_shape_becomes_an_error_of_its_command(self, server: Server, caplog):
         async with connected(server.url) as (connection, _):
             told: list[object] = []
 
@@ -937,7 +943,7 @@ class TestConnection:
             assert "does not fit the command (TypeError" in str(told[1])
         assert caplog.text == ""
 
-    async def test_a_server_that_demands_a_password_again_ends_the_connection(self, server: Server):
+    async def test_connection_ends_when_the_server_demands_authentication_again(self, server: Server):
         async with Redis.from_url(server.url) as other, connected(server.url) as (connection, running):
             # Who is connected already stays so.
             await other.config_set("requirepass", "secret")
@@ -951,7 +957,7 @@ class TestConnection:
                 await other.config_set("requirepass", "")
 
     @pytest.mark.parametrize("turns", range(5))
-    async def test_closing_while_a_read_is_on_its_way_is_no_outage(self, server: Server, turns, caplog):
+    async def test_closing_during_a_read_is_not_logged_as_an_outage(self, server: Server, turns, caplog):
         async with Cache(server.url, l1_max_bytes=0, timeout=2) as cache:
             load = Counter()
             await cache.get_or_load("k", load, POLICY)
@@ -965,7 +971,7 @@ class TestConnection:
 
 
 class TestCancellation:
-    async def test_cancelled_readers_leak_nothing(self, server: Server):
+    async def test_cancelled_readers_leak_no_connection_and_no_task(self, server: Server):
         """Promise 8, in small: no connection is lost, no task is left, no answer is wrong."""
         async with Proxy(server.port) as proxy, Cache(proxy.url, l1_max_bytes=0, timeout=2) as cache:
             load = Counter()
@@ -982,7 +988,7 @@ class TestCancellation:
             outcome = await cache.get_or_load("k", load, POLICY)
             assert (outcome.value, outcome.state) == (1, State.FRESH)
 
-    async def test_one_readers_cancellation_does_not_reach_another(self, server: Server):
+    async def test_cancelling_one_reader_does_not_affect_another(self, server: Server):
         async with Cache(server.url, l1_max_bytes=0, timeout=2) as cache:
             load = Counter()
             await cache.get_or_load("k", load, POLICY)
@@ -995,7 +1001,7 @@ class TestCancellation:
                 await asyncio.gather(first, return_exceptions=True)
 
 
-def test_trio_is_told_that_redis_needs_asyncio():
+def test_redis_cache_under_trio_raises_an_error_that_names_asyncio():
     import trio
 
     cache = Cache("redis://127.0.0.1:1/0")
@@ -1003,7 +1009,7 @@ def test_trio_is_told_that_redis_needs_asyncio():
         trio.run(cache.get_or_load, "k", Counter(), POLICY)
 
 
-def test_nothing_is_left_when_the_loop_ends_without_closing(server: Server):
+def test_event_loop_may_end_without_closing_the_cache(server: Server):
     async def main() -> None:
         await Cache(server.url).get_or_load("k", Counter(), POLICY)
 
@@ -1011,8 +1017,8 @@ def test_nothing_is_left_when_the_loop_ends_without_closing(server: Server):
     gc.collect()
 
 
-async def test_closing_gives_back_the_lease_of_a_load_that_cleans_up(server: Server):
-    """The link ends after whoever needs it."""
+async def test_closing_releases_the_lease_of_a_load_that_is_still_cleaning_up(server: Server):
+    """The server link closes after the loads that need it."""
     cache = Cache(server.url, drain_for=0.05, lease_for=60, timeout=2)
 
     async def load() -> int:
@@ -1031,7 +1037,7 @@ async def test_closing_gives_back_the_lease_of_a_load_that_cleans_up(server: Ser
         assert (await other.get_or_load("cleaned", Counter(), POLICY)).value == 1
 
 
-async def test_the_log_names_whatever_broke_a_link(server: Server, caplog, monkeypatch):
+async def test_log_names_the_error_that_broke_the_server_link(server: Server, caplog, monkeypatch):
     def on_message(link: object, data: bytes) -> None:
         raise ValueError("very strange")
 
@@ -1045,7 +1051,7 @@ async def test_the_log_names_whatever_broke_a_link(server: Server, caplog, monke
 
 
 async def test_closing_waits_for_pending_invalidations(server: Server, monkeypatch):
-    """A short program, far from its Redis, that invalidates and ends."""
+    """A short program far from its Redis invalidates a key and ends."""
     monkeypatch.setattr("swr.engine.background._SETTLED_WITHIN", 20)
     load = Counter()
     async with Proxy(server.port) as proxy, Cache(server.url, timeout=2) as near:
@@ -1066,7 +1072,7 @@ async def test_closing_logs_how_many_invalidations_are_still_pending(caplog, mon
 
 
 @pytest.mark.uncounted
-async def test_a_tag_that_is_known_before_its_message_is_one_event(server: Server):
+async def test_tag_invalidation_learned_before_its_message_is_one_event(server: Server):
     told = []
     async with Cache(server.url, timeout=2) as one, Cache(server.url, timeout=2) as other:
         one.subscribe(told.append, Invalidated)
@@ -1083,8 +1089,8 @@ async def test_a_tag_that_is_known_before_its_message_is_one_event(server: Serve
     assert {event.tag for event in told} == {f"t{number}" for number in range(100)}
 
 
-async def test_an_opening_whose_caller_is_cancelled_serves_the_next_caller():
-    """A request that is the first and is cancelled at once leaves nothing behind that runs beside the next opening."""
+async def test_cancelling_the_caller_that_opens_the_cache_leaves_no_task_behind():
+    """A first request that is cancelled at once leaves no task that runs beside the next opening."""
     before = asyncio.all_tasks()
     for turns in range(4):
         cache = Cache()
@@ -1099,8 +1105,8 @@ async def test_an_opening_whose_caller_is_cancelled_serves_the_next_caller():
         assert asyncio.all_tasks() == before
 
 
-async def test_an_opening_cancelled_before_it_ran_is_begun_again():
-    """Somebody cancels all that there is, before it has run at all."""
+async def test_opening_cancelled_before_it_runs_is_started_again_by_the_next_read():
+    """The program cancels all tasks before the opening has run."""
     cache, load, before = Cache(), Counter(), asyncio.all_tasks()
     first = asyncio.ensure_future(cache.get_or_load("k", load, POLICY))
     await asyncio.sleep(0)
@@ -1113,8 +1119,8 @@ async def test_an_opening_cancelled_before_it_ran_is_begun_again():
     assert asyncio.all_tasks() == before
 
 
-def test_the_first_callers_on_the_next_loop_get_a_link_of_that_loop(server: Server):
-    """The last one has stopped without a word: all of them get a link of their own loop, and no one the old one."""
+def test_first_readers_on_a_new_event_loop_use_a_link_of_that_loop(server: Server):
+    """The previous loop stopped without closing the cache."""
     cache = Cache(server.url, timeout=60)
     load = Counter()
     left = asyncio.new_event_loop()
@@ -1129,8 +1135,8 @@ def test_the_first_callers_on_the_next_loop_get_a_link_of_that_loop(server: Serv
     end(left)
 
 
-def test_a_loop_that_was_left_costs_the_next_one_nothing(monkeypatch):
-    """What is collected of it is not waited for, nor cancelled for ever."""
+def test_abandoned_event_loop_does_not_keep_the_next_loop_busy(monkeypatch):
+    """Closing neither waits for collected tasks of the old loop nor cancels them in an endless loop."""
     cache = Cache()
     policy = Policy(0.001, 600)
     left = asyncio.new_event_loop()
@@ -1167,8 +1173,8 @@ def test_a_loop_that_was_left_costs_the_next_one_nothing(monkeypatch):
     end(left)
 
 
-def test_a_loop_that_was_left_takes_nothing_from_what_the_next_one_waits_for():
-    """What ends there was not begun here: closing waits for what runs."""
+def test_closing_waits_for_loads_of_this_loop_after_another_loop_was_abandoned():
+    """A load that ends in the old loop must not count as a load of this loop."""
     cache = Cache()
     policy = Policy(60)
     left, here = asyncio.new_event_loop(), asyncio.new_event_loop()
@@ -1197,7 +1203,7 @@ def test_a_loop_that_was_left_takes_nothing_from_what_the_next_one_waits_for():
     here.close()
 
 
-def test_a_loop_that_was_left_in_the_middle_of_closing_does_not_close_the_next_one():
+def test_loop_abandoned_while_closing_does_not_close_the_cache_of_the_next_loop():
     cache = Cache()
     policy = Policy(60)
     left, here = asyncio.new_event_loop(), asyncio.new_event_loop()
@@ -1236,8 +1242,8 @@ def end(loop: asyncio.AbstractEventLoop) -> None:
 
 
 @pytest.mark.parametrize("replaced", [True, False])
-async def test_a_reading_forgets_itself_and_no_reading_that_has_replaced_it(replaced):
-    """A notification may have let another begin while the answer was on its way."""
+async def test_finished_reading_removes_itself_but_not_its_replacement(replaced):
+    """After a notification, another reading may begin before the first reply arrives."""
     for end in (lambda reading: reading.settle(b"", 1), lambda reading: reading.fail(StoreUnavailable("gone"))):
         future = asyncio.get_running_loop().create_future()
         readings: dict[str, Reading] = {}
@@ -1251,7 +1257,7 @@ async def test_a_reading_forgets_itself_and_no_reading_that_has_replaced_it(repl
         future.exception()
 
 
-async def test_a_process_that_learns_of_many_tags_at_once_lets_the_event_loop_turn(server, monkeypatch):
+async def test_process_that_learns_many_tags_at_once_lets_the_event_loop_turn(server, monkeypatch):
     monkeypatch.setattr("swr.stores.redis.shared_tag_versions._LEARNED_IN_ONE_TURN", 10)
     loop, turn, learned = asyncio.get_running_loop(), 0, []
 
@@ -1273,7 +1279,7 @@ async def test_a_process_that_learns_of_many_tags_at_once_lets_the_event_loop_tu
     assert max(map(turns.count, turns)) <= 10
 
 
-async def test_who_finds_no_room_waits_until_some_is_given_back():
+async def test_wait_for_room_ends_once_enough_room_is_given_back():
     room = Room(10)
     room.take(12)
     waiting = asyncio.ensure_future(room.wait())

@@ -54,26 +54,26 @@ _NO_RIGHT = "The user executing the script can't run this command or subcommand"
         ("ERR ACL failure in script: No right", exceptions.NoPermissionError, "ACL failure in script: No right"),
     ],
 )
-def test_an_error_reply_is_the_same_exception_with_every_release(reply, kind, text):
+def test_error_reply_becomes_the_same_exception_with_every_release(reply, kind, text):
     error = error_of(reply)
     assert (type(error), str(error)) == (kind, text)
 
 
-def test_a_connection_that_the_server_closes_has_one_reason_whoever_reads_from_it():
+def test_connection_closed_by_the_server_has_the_reason_closed():
     assert str(reason_of(exceptions.ConnectionError("Connection closed by server."))) == CLOSED
 
 
-def test_a_redirect_has_the_address_that_it_leads_to():
+def test_moved_error_has_the_slot_and_the_target_address():
     moved = error_of("MOVED 5 10.0.0.1:7000")
     assert (moved.slot_id, moved.host, moved.port) == (5, "10.0.0.1", 7000)
 
 
-def test_the_name_of_the_client_library_is_left_out_as_each_release_has_it():
+def test_connection_options_leave_out_the_library_name_in_each_release():
     assert plain_options({"protocol", "driver_info"}) == {"protocol": 2, "driver_info": None}
     assert plain_options({"protocol"}) == {"protocol": 2, "lib_name": None, "lib_version": None}
 
 
-def test_a_pool_is_given_the_name_of_a_command_only_where_it_must_be():
+def test_get_connection_gets_a_command_name_only_if_it_requires_one():
     def until_5_2(self, command_name, *keys, **options): ...
     def from_5_3(self, command_name=None, *keys, **options): ...
     def of_ones_own(self): ...
@@ -82,8 +82,8 @@ def test_a_pool_is_given_the_name_of_a_command_only_where_it_must_be():
     assert arguments_of(from_5_3) == arguments_of(of_ones_own) == ()
 
 
-def test_a_connection_of_a_pool_has_a_writer_with_a_transport(server: Server):
-    """No promise of redis-py's: `Connection` takes over the transport of `_writer`."""
+def test_pool_connection_has_a_writer_with_a_transport(server: Server):
+    """redis-py does not promise it: `Connection` takes over the transport of `_writer`."""
 
     async def main() -> None:
         client = Redis.from_url(server.url)
@@ -96,24 +96,24 @@ def test_a_connection_of_a_pool_has_a_writer_with_a_transport(server: Server):
     asyncio.run(main())
 
 
-def test_what_is_read_of_a_cluster_client_is_there():
-    """No promise of redis-py's: `nodes_manager.startup_nodes` and `connection_kwargs`."""
+def test_cluster_client_has_startup_nodes_and_connection_kwargs():
+    """redis-py does not promise `nodes_manager.startup_nodes` and `connection_kwargs`."""
     client = RedisCluster(startup_nodes=[ClusterNode("127.0.0.1", 7000), ClusterNode("127.0.0.1", 7001)], username="a")
     assert client.connection_kwargs["username"] == "a"
     assert servers_of(None, client, 1).name == "127.0.0.1:7000,127.0.0.1:7001"
 
 
-def test_what_is_asked_of_signatures_is_in_them():
-    """No promise of redis-py's: the names of parameters."""
+def test_connection_signatures_have_the_parameters_that_swr_looks_for():
+    """redis-py does not promise the names of parameters."""
     assert {"protocol", "retry", "socket_timeout"} < inspect.signature(AbstractConnection.__init__).parameters.keys()
     assert inspect.signature(ConnectionPool.get_connection).parameters.keys() >= {"self"}
 
 
-def test_a_pool_without_sentinels_closes_none():
+def test_closing_sentinels_of_a_pool_without_any_raises_nothing():
     asyncio.run(close_sentinels(ConnectionPool()))
 
 
-def test_the_lowest_releases_are_those_of_the_project():
+def test_lowest_releases_cover_the_dependencies_with_their_conditions():
     """`scripts/lowest` runs all tests on them."""
     lines = lowest()
     constraints = dict(line.partition(";")[0].split("==") for line in lines)

@@ -72,9 +72,9 @@ async def ended(process, key, since):
 
 
 class TestSince:
-    """A load that is asked for since a version."""
+    """A task asks for an entry that is newer than a version."""
 
-    async def test_what_is_older_is_loaded_and_what_is_newer_is_not(self, two, clock):
+    async def test_older_entry_is_loaded_and_newer_entry_is_current(self, two, clock):
         process = two[0]
         assert (await ended(process, "k", await process.store.now())).result is Result.LOADED
         clock.advance(1)
@@ -83,21 +83,21 @@ class TestSince:
         assert (await ended(process, "k", since)).result is Result.CURRENT
         assert process.groups.jobs["k"].runs == 2
 
-    async def test_what_another_process_has_loaded_since_is_not_loaded_again(self, two, clock):
+    async def test_entry_loaded_by_another_process_since_then_is_current(self, two, clock):
         since = await two[0].store.now()
         clock.advance(1)
         await ended(two[0], "k", since)
         assert (await ended(two[1], "k", since)).result is Result.CURRENT
         assert two[1].groups.jobs["k"].runs == 0
 
-    async def test_what_is_new_enough_is_not_loaded_even_where_it_is_stale(self, two, clock):
+    async def test_stale_entry_that_is_new_enough_is_current(self, two, clock):
         since = await two[0].store.now()
         clock.advance(1)
         await ended(two[0], "k", since)
         clock.advance(100)
         assert (await ended(two[1], "k", since)).result is Result.CURRENT
 
-    async def test_a_load_that_began_before_does_not_count(self, two, clock):
+    async def test_load_that_began_too_early_is_followed_by_another(self, two, clock):
         process = two[0]
         process.groups.jobs["k"] = job = Job()
         job.gate = anyio.Event()
@@ -113,14 +113,14 @@ class TestSince:
         assert [end.result for end in ends] == [Result.LOADED] * 2
         assert job.runs == 2
 
-    async def test_nobody_waits_behind_anothers_lease(self, two):
+    async def test_task_ends_as_held_while_another_process_has_the_lease(self, two):
         job = await loading(two[0])
         end = await ended(two[1], "k", 0)
         assert end.result is Result.HELD
         assert 0 < end.again_in <= 30
         job.gate.set()
 
-    async def test_but_a_reader_who_has_joined_is_given_what_the_other_loads(self, two):
+    async def test_reader_who_joins_a_refused_task_receives_the_value_of_the_holder(self, two):
         theirs = await loading(two[0], lambda run: "theirs")
         gate = anyio.Event()
         two[1].link.before["acquire"] = gate.wait
@@ -141,8 +141,8 @@ class TestSince:
         await until(lambda: ends)
         assert (values, ends[0].result) == (["theirs"], Result.CURRENT)
 
-    async def test_a_reader_who_has_joined_is_not_given_what_is_stale(self, two, clock):
-        """What is new enough for the refresher may be too old for the reader."""
+    async def test_reader_who_joins_a_task_receives_a_new_value_if_the_entry_is_too_old(self, two, clock):
+        """An entry that is new enough for the refresher may be too old for the reader."""
         process, since = two[0], await two[0].store.now()
         clock.advance(1)
         await ended(two[1], "k", since)
@@ -163,7 +163,7 @@ class TestSince:
             gate.set()
         assert values == ["new"]
 
-    async def test_after_a_failure_all_refreshers_back_off_and_readers_do_not(self, two, caplog):
+    async def test_refreshers_of_all_processes_back_off_after_a_failure_but_readers_do_not(self, two, caplog):
         two[0].groups.jobs["k"] = Job(lambda run: ValueError("broken"))
         end = await ended(two[0], "k", 0)
         assert (end.result, str(end.error)) == (Result.FAILED, "broken")
@@ -183,7 +183,7 @@ class TestSince:
         assert isinstance(end.error, StoreUnavailable)
         assert process.groups.jobs["k"].runs == 0
 
-    async def test_a_load_whose_commit_did_not_arrive_is_not_done(self, two):
+    async def test_load_whose_commit_fails_ends_its_task_as_unreachable(self, two):
         process = two[0]
         process.groups.jobs["k"] = job = Job()
 
@@ -193,7 +193,7 @@ class TestSince:
         job.before_store = go
         assert (await ended(process, "k", 0)).result is Result.UNREACHABLE
 
-    async def test_what_an_invalidation_overtakes_is_loaded_again(self, two):
+    async def test_load_superseded_by_an_invalidation_is_repeated(self, two):
         process = two[0]
         process.groups.jobs["k"] = job = Job()
 
@@ -205,7 +205,7 @@ class TestSince:
         assert (await ended(process, "k", 0)).result is Result.LOADED
         assert job.runs == 2
 
-    async def test_what_is_overtaken_again_and_again_is_left_for_later(self, two):
+    async def test_task_superseded_three_times_is_postponed_by_one_second(self, two):
         process = two[0]
         process.groups.jobs["k"] = job = Job()
         job.before_store = lambda: two[1].engine.invalidate("k")
@@ -214,7 +214,7 @@ class TestSince:
 
 
 class TestLoadLimiter:
-    async def test_no_more_at_once_than_it_is_told(self, two):
+    async def test_limiter_has_no_free_slot_while_three_loads_run(self, two):
         process = two[0]
         gate = anyio.Event()
         for name in "abcd":
@@ -228,15 +228,15 @@ class TestLoadLimiter:
         await limiter.drained(10)
         assert (limiter.free_slots, limiter.running, limiter.counts[Result.LOADED]) == (2, 0, 3)
 
-    async def test_a_change_that_came_before_the_wait_is_not_slept_through(self, two):
+    async def test_wait_returns_at_once_after_an_earlier_change(self, two):
         limiter = two[0].limiter
         changes = limiter.changes
         limiter.change()
         with anyio.fail_after(60):
             await limiter.wait(None, changes)
 
-    async def test_what_cannot_begin_again_is_left(self, two, monkeypatch):
-        """The cache was closed, for one, while it was invalidated."""
+    async def test_superseded_task_is_postponed_if_its_load_cannot_begin_again(self, two, monkeypatch):
+        """The cache may have been closed during the invalidation."""
         process = two[0]
         process.groups.jobs["k"] = job = Job()
 
@@ -251,7 +251,7 @@ class TestLoadLimiter:
         end = await ended(process, "k", 0)
         assert (end.result, str(end.error)) == (Result.HELD, "the cache was closed")
 
-    async def test_draining_ends_in_time(self, two):
+    async def test_draining_ends_at_its_timeout_while_a_load_runs(self, two):
         process = two[0]
         process.groups.jobs["k"] = job = Job()
         job.gate = anyio.Event()
@@ -262,7 +262,7 @@ class TestLoadLimiter:
 
 
 class TestRounds:
-    async def test_rounds_are_multiples_by_the_stores_clock(self, two, clock):
+    async def test_rounds_are_numbered_by_the_stores_clock(self, two, clock):
         rounds = Rounds(two[0].engine, 60)
         now = await two[0].store.now()
         this = await rounds.next()
@@ -271,14 +271,14 @@ class TestRounds:
         assert this.missed == 0
         assert 0 < this.left <= 60
 
-    async def test_rounds_that_were_left_out_are_one(self, two, clock):
+    async def test_next_round_counts_the_missed_rounds(self, two, clock):
         rounds = Rounds(two[0].engine, 60)
         first = await rounds.next()
         clock.advance(600)
         later = await rounds.next()
         assert (later.number - first.number, later.missed) == (10, 9)
 
-    async def test_a_round_is_not_begun_twice_and_waits_for_the_store(self, two, clock):
+    async def test_next_round_waits_for_a_later_number_and_a_reachable_store(self, two, clock):
         rounds = Rounds(two[0].engine, 60)
         first = await rounds.next()
         clock.advance(-600)
@@ -315,7 +315,7 @@ def make(every=FOR_GOOD, keys=("ATL", "ORD", "LAX"), **options):
 
 
 class TestLocks:
-    async def test_every_group_is_loaded_once_a_round(self):
+    async def test_every_group_is_loaded_once_in_each_round(self):
         cache, loads, refresher = make(every=0.2)
         rounds = []
         cache.subscribe(rounds.append, RoundEnded)
@@ -329,7 +329,7 @@ class TestLocks:
         assert [ended.loaded + ended.current for ended in rounds] == [3] * len(rounds)
         assert all((ended.groups, ended.held, ended.failed, ended.commands) == (3, 0, 0, 0) for ended in rounds)
 
-    async def test_what_was_read_in_this_round_is_not_loaded_again(self):
+    async def test_group_read_during_the_round_is_not_loaded_again(self):
         cache, loads, refresher = make()
         rounds = []
         cache.subscribe(rounds.append, RoundEnded)
@@ -340,7 +340,7 @@ class TestLocks:
         assert loads == Counter(ATL=1, ORD=1, LAX=1)
         assert (rounds[0].loaded, rounds[0].current) == (2, 1)
 
-    async def test_several_workers_of_one_process_load_each_once(self):
+    async def test_two_refreshers_of_one_process_load_each_group_once(self):
         cache, loads, one = make(keys=[f"g{number}" for number in range(200)])
         other = Refresher(one.loader, one._keys, FOR_GOOD)
         rounds = []
@@ -350,7 +350,7 @@ class TestLocks:
         assert set(loads.values()) == {1}
         assert sum(ended.loaded for ended in rounds) >= 200
 
-    async def test_a_failure_is_tried_again_in_the_same_round(self, monkeypatch, caplog):
+    async def test_failed_load_is_tried_again_in_the_same_round(self, monkeypatch, caplog):
         cache, rounds, fails = Cache(), [], [ValueError("first")]
         cache.engine.runtime.uniform = lambda low, high: 0.01
 
@@ -366,7 +366,7 @@ class TestLocks:
             assert (await ranking.outcome("ATL")).state == "fresh"
         assert (rounds[0].failed, rounds[0].loaded) == (1, 1)
 
-    async def test_keys_that_fail_are_asked_again_in_the_same_round(self, monkeypatch, caplog):
+    async def test_failing_keys_function_is_called_again_in_the_same_round(self, monkeypatch, caplog):
         """The next round may be a day away."""
         monkeypatch.setattr("swr.refreshers.locks._AGAIN_IN", 0.01)
         asked, rounds = [], []
@@ -384,7 +384,7 @@ class TestLocks:
         assert (len(asked), loads["ATL"], rounds[0].missed) == (3, 1, 0)
         assert caplog.text.count("of the refresher 'ranking:group' failed") == 2
 
-    async def test_keys_that_fail_are_asked_again_in_the_next_round_at_the_latest(self, caplog):
+    async def test_failing_keys_function_is_called_again_by_the_next_round(self, caplog):
         asked = []
 
         def keys():
@@ -399,7 +399,7 @@ class TestLocks:
         assert "of the refresher 'ranking:group' failed" in caplog.text
         assert "the database is away" in caplog.text
 
-    async def test_a_round_that_takes_longer_overlaps_nothing_and_is_reported(self, caplog):
+    async def test_round_longer_than_every_does_not_overlap_and_is_logged(self, caplog):
         cache, under_way, most = Cache(), [], []
 
         @cache.cached("ranking:{group}", fresh_for=60)
@@ -414,7 +414,7 @@ class TestLocks:
             await until(lambda: "which is more than every=0.06" in caplog.text)
         assert max(most) == 1
 
-    async def test_rounds_that_nobody_did_are_told(self, caplog):
+    async def test_missed_rounds_are_counted_and_logged(self, caplog):
         cache, loads, refresher = make(every=0.05, keys=["a"])
         gate, rounds = anyio.Event(), []
         now = cache.engine.store.now
@@ -434,8 +434,8 @@ class TestLocks:
         assert max(ended.missed for ended in rounds) >= 1
         assert "were left out; this one makes up for all" in caplog.text
 
-    async def test_what_others_commit_and_release_is_heard(self):
-        """Over a store that tells of it, as Redis does: nobody asks for what is done."""
+    async def test_group_committed_by_others_is_skipped_without_a_lease_request(self):
+        """The store sends notifications, as Redis does. Another version of the application may share it."""
         cache, begun, fingerprint = Cache(), [], Codec(str).fingerprint
         keys = [f"g{number}" for number in range(40)]
 
@@ -461,8 +461,8 @@ class TestLocks:
             await until(lambda: rounds)
         assert 10 <= len(begun) <= 11
 
-    async def test_what_another_holds_is_done_when_he_says_so(self, two):
-        """His lease would last 30 s; his message comes at once."""
+    async def test_held_group_is_done_as_soon_as_its_holder_commits(self, two):
+        """The lease would last 30 s, but the notification of the commit arrives at once."""
         theirs = await loading(two[0])
         rounds = []
         two[1].engine.events.subscribe(rounds.append, [RoundEnded])
@@ -473,7 +473,7 @@ class TestLocks:
             await until(lambda: rounds)
         assert (rounds[0].held, two[1].groups.jobs["k"].runs) == (1, 0)
 
-    async def test_a_commit_that_is_heard_of_before_the_refusal_of_the_lease(self, two):
+    async def test_commit_notified_before_a_lease_refusal_is_found_by_a_second_request(self, two):
         theirs = await loading(two[0])
 
         async def commit():
@@ -488,7 +488,7 @@ class TestLocks:
         # Asked once more, and what was committed is found; nothing is loaded again.
         assert (two[1].link.calls.count("acquire"), two[1].groups.jobs["k"].runs) == (2, 0)
 
-    async def test_what_another_gives_back_is_loaded(self, two):
+    async def test_group_released_by_another_process_is_loaded_here(self, two):
         two[0].engine.runtime.uniform = lambda low, high: 0.0
         theirs = await loading(two[0], lambda run: ValueError("broken"))
         rounds = []
@@ -499,7 +499,7 @@ class TestLocks:
             await until(lambda: rounds)
         assert two[1].groups.jobs["k"].runs == 1
 
-    async def test_a_dead_workers_groups_are_taken_over_in_the_same_round(self, two, clock):
+    async def test_group_of_a_dead_worker_is_loaded_in_the_same_round(self, two, clock):
         await two[0].store.acquire("k", "dead", 0.3, 0, Job.codec)
         rounds = []
         two[1].engine.events.subscribe(rounds.append, [RoundEnded])
@@ -510,7 +510,7 @@ class TestLocks:
         # A machine that stands still has asked once more before the clock was advanced.
         assert (rounds[0].loaded, rounds[0].held >= 1) == (1, True)
 
-    async def test_what_is_held_beyond_the_round_is_the_next_ones(self, two, clock):
+    async def test_group_held_beyond_the_end_of_the_round_is_left_to_the_next(self, two, clock):
         await two[0].store.acquire("k", "other", 3600, 0, Job.codec)
         rounds = []
         two[1].engine.events.subscribe(rounds.append, [RoundEnded])
@@ -532,7 +532,7 @@ class TestLocks:
             await until(lambda: rounds)
         assert two[0].groups.jobs["k"].runs == 1
 
-    async def test_closing_waits_for_what_is_under_way(self):
+    async def test_close_waits_for_the_load_that_is_under_way(self):
         cache, loads, gate = Cache(), [], anyio.Event()
 
         @cache.cached("ranking:{group}", fresh_for=60)
@@ -561,14 +561,14 @@ async def test_status_without_a_queue_names_the_strategy_that_has_one(strategy):
 
 
 class TestReading:
-    async def test_read_does_nothing(self):
+    async def test_strategy_read_loads_nothing_in_the_background(self):
         cache, loads, refresher = make(strategy="read")
         async with cache, refresher:
             await refresher.mark_dirty("ATL")
             await settle()
         assert not loads
 
-    async def test_a_refresher_runs_once_at_a_time_and_again(self):
+    async def test_running_refresher_cannot_be_started_again_until_it_is_closed(self):
         cache, loads, refresher = make()
         async with cache:
             async with refresher:
@@ -581,8 +581,8 @@ class TestReading:
 
 
 class TestGroups:
-    async def test_listing_many_keeps_nobody_waiting(self):
-        """A leader's lease, for one, is to be renewed meanwhile."""
+    async def test_listing_5000_groups_lets_other_tasks_run(self):
+        """A leader has to renew its lease meanwhile."""
         cache, _, refresher = make(FOR_GOOD, [f"g{number}" for number in range(5000)])
         turns = 0
 
@@ -600,7 +600,7 @@ class TestGroups:
             group.cancel_scope.cancel()
         assert turns - before > 20
 
-    async def test_keys_are_a_list_or_a_function_of_any_kind(self):
+    async def test_keys_can_be_a_list_or_a_function_of_any_kind(self):
         def plain():
             return ["ATL", ("ORD", 10)]
 
@@ -618,15 +618,15 @@ class TestGroups:
         for keys in (plain(), plain, generator, coroutine, stream, lambda: coroutine(), lambda: stream()):
             assert await groups_of(keys) == expected
 
-    async def test_a_cursor_that_keys_return_is_read_in_the_thread_of_keys(self):
-        """A driver may read from the network meanwhile, or refuse other threads as this one does."""
+    async def test_cursor_returned_by_keys_is_read_in_the_thread_that_made_it(self):
+        """A driver may read from the network, or refuse other threads, as sqlite3 does."""
 
         def keys():
             return sqlite3.connect(":memory:").execute("VALUES ('ATL', 1), ('ORD', 10)")
 
         assert await groups_of(keys) == [("ATL", 1), ("ORD", 10)]
 
-    async def test_a_batch_loader_is_called_for_many(self):
+    async def test_batch_loader_is_called_once_for_groups_with_equal_options(self):
         cache, calls, rounds = Cache(), [], []
 
         @cache.cached_many("ranking:{group}:{limit}", fresh_for=60)
@@ -644,8 +644,8 @@ class TestGroups:
             assert rankings.key("ATL") == "ranking:ATL:100"
         assert (rounds[0].loaded, refresher.name) == (5, "ranking:group:limit")
 
-    async def test_a_batch_loader_that_finds_none_again(self):
-        """That there is none is as good as an entry."""
+    async def test_batch_loader_is_not_called_again_in_the_round_for_an_absent_item(self):
+        """The stored absence of the item counts like an entry."""
         cache, calls = Cache(), []
 
         @cache.cached_many("ranking:{group}", fresh_for=60, absent_for=60)
@@ -661,7 +661,7 @@ class TestGroups:
                 await until(lambda: rounds)
         assert calls == [["NONE"]]
 
-    async def test_items_that_are_none_are_left_out(self, caplog):
+    async def test_unhashable_item_is_left_out_and_logged(self, caplog):
         cache, calls = Cache(), []
 
         @cache.cached_many("ranking:{group}", fresh_for=60)
@@ -676,8 +676,8 @@ class TestGroups:
         # From Python 3.14 on more words come before it.
         assert "unhashable type: 'list'" in caplog.text
 
-    async def test_what_is_not_there_is_found_out_once_a_round(self, two):
-        """Though it is not remembered for readers."""
+    async def test_item_found_absent_by_one_process_is_not_loaded_again_by_another(self, two):
+        """This holds although the absence is not stored for readers."""
         since = await two[0].store.now()
         calls = []
 
@@ -693,7 +693,7 @@ class TestGroups:
             assert flight.has_no_value
         assert calls == [["k"]]
 
-    async def test_what_was_stored_last_is_told_to_a_loader_who_asks(self, two):
+    async def test_loader_with_context_knows_whether_there_is_a_stored_value(self, two):
         cache, seen = Cache(), []
 
         @cache.cached("ranking:{group}", fresh_for=60)
@@ -705,8 +705,8 @@ class TestGroups:
             await until(lambda: len(seen) >= 3)
         assert seen[:3] == [False, True, True]
 
-    async def test_a_batch_loader_that_found_none_before_is_asked_again(self):
-        """In the next round, however long it is remembered for readers that there is none."""
+    async def test_batch_loader_is_called_again_for_an_absent_item_in_the_next_round(self):
+        """`absent_for` limits only the loads of readers."""
         cache, there, calls = Cache(), [], []
 
         @cache.cached_many("ranking:{group}", fresh_for=60, absent_for=3600)
@@ -721,7 +721,7 @@ class TestGroups:
                 await until(lambda: len(calls) >= 2)
             assert await rankings(["LATE"]) == {"LATE": 1}
 
-    async def test_methods(self):
+    async def test_cached_methods_can_be_refreshed(self):
         cache, rounds = Cache(), []
 
         class Rankings:
@@ -749,39 +749,39 @@ class TestBadInput:
     @pytest.mark.parametrize(
         ("options", "message"),
         [
-            ({"strategy": "lock"}, "strategy='lock' is none of read, locks, queue"),
+            ({"strategy": "lock"}, "strategy='lock': give one of read, locks, queue"),
             ({"every": 0}, "every=0 is not between 0.01"),
             ({"every": -1}, "every"),
             ({"every": "soon"}, "soon"),
-            ({"at_once": 0}, "at_once=0 is not a whole number, 1 or more"),
+            ({"at_once": 0}, "at_once=0: give a whole number, 1 or more"),
             ({"at_once": True}, "at_once=True"),
             ({"shards": 1.5}, "shards=1.5"),
-            ({"replicas": -1}, "replicas=-1 is not a whole number, 0 or more"),
-            ({"keys": "ATL"}, "keys='ATL' is neither a list"),
-            ({"keys": 5}, "keys=5 is neither"),
+            ({"replicas": -1}, "replicas=-1: give a whole number, 0 or more"),
+            ({"keys": "ATL"}, "keys='ATL': give a list"),
+            ({"keys": 5}, "keys=5: give a list"),
             ({"keys": (number for number in range(3))}, "used up by one round"),
             ({"keys": map(str, [1])}, "used up by one round"),
-            ({"changed_since": 5}, "changed_since=5 is not a function"),
+            ({"changed_since": 5}, "changed_since=5: give a function"),
             ({"name": 5}, "name=5 is not a name"),
             ({"name": "\ud800"}, "is not a name"),
             ({"name": ""}, "name='' is not a name"),
         ],
     )
-    def test_options_that_cannot_work(self, options, message):
+    def test_invalid_options_are_rejected(self, options, message):
         with pytest.raises(ConfigurationError, match=message):
             make(**options)
 
-    def test_a_loader_that_is_not_cached(self):
+    def test_loader_that_is_not_cached_is_rejected(self):
         with pytest.raises(ConfigurationError, match=r"loader=.*print.* is not cached"):
             Refresher(print, [], 60)
 
-    async def test_a_function_that_returns_one_group_and_no_list(self, caplog):
+    async def test_keys_function_that_returns_one_string_is_logged_and_loads_nothing(self, caplog):
         cache, loads, refresher = make(every=0.1, keys=lambda: "ATL")
         async with cache, refresher:
             await until(lambda: "returned 'ATL', which is not a list of groups" in caplog.text)
         assert not loads
 
-    async def test_what_failed_to_begin_can_begin_again(self, monkeypatch):
+    async def test_refresher_whose_start_was_cancelled_can_be_started_again(self, monkeypatch):
         cache, loads, refresher = make()
         with monkeypatch.context() as patch:
             patch.setattr(cache.engine, "ready", lambda: anyio.sleep_forever())
@@ -790,7 +790,7 @@ class TestBadInput:
         async with cache, refresher:
             await until(lambda: len(loads) == 3)
 
-    async def test_groups_that_are_no_arguments_are_left_out_and_told(self, caplog):
+    async def test_groups_that_do_not_fit_the_loader_are_left_out_and_logged(self, caplog):
         cache, loads, refresher = make(every=0.1, keys=[("ATL", 5), "ORD", object(), 10**5000])
         async with cache, refresher:
             await until(lambda: loads)

@@ -114,7 +114,7 @@ async def idle(worker: Worker) -> None:
 
 
 class TestLocks:
-    async def test_a_fleet_loads_each_group_once_a_round_with_few_commands(self, server: Server):
+    async def test_fleet_loads_each_group_once_per_round_with_at_most_two_commands_each(self, server: Server):
         loads = Counter()
         workers = [Worker(server, loads, strategy="locks", groups=400) for _ in range(4)]
         async with working(*workers):
@@ -128,7 +128,7 @@ class TestLocks:
 
 
 class TestWakes:
-    """No worker looks at the queue on its own while one of these runs, but once."""
+    """While one of these tests runs, no worker looks at the queue without a message, except once at its start."""
 
     # Of a worker that does nothing besides: it says once that it lives, and asks once who leads.
     QUIET = {"reclaim_after": 1e6, "lead_for": 1e6, "keys": []}
@@ -154,7 +154,7 @@ class TestWakes:
         assert (await queue.enqueue(f"{epoch:016d}", tasks))[0] == len(groups)
 
     @pytest.mark.uncounted
-    async def test_one_task_is_looked_for_by_one_of_many_idle_workers(self, server: Server, backend):
+    async def test_one_task_wakes_only_one_of_many_idle_workers(self, server: Server, backend):
         loads = Counter()
         workers = [Worker(server, loads, backend=backend, **self.QUIET) for _ in range(20)]
         watcher = Worker(server, loads, backend=backend, **self.QUIET)
@@ -180,7 +180,9 @@ class TestWakes:
         # The look, the lease, the commit, and what came of the task.
         assert sent <= 12 * 5
 
-    async def test_a_wake_that_is_lost_costs_a_look_later(self, server: Server, backend, monkeypatch):
+    async def test_task_whose_wake_notification_is_lost_is_loaded_at_the_next_look(
+        self, server: Server, backend, monkeypatch
+    ):
         monkeypatch.setattr("swr.refreshers.queue.looks._EVERY", 0.3)
         loads = Counter()
         worker = Worker(server, loads, backend=backend, **self.QUIET)
@@ -192,7 +194,7 @@ class TestWakes:
             await self.enqueue(queue, "g")
             await until(_loaded(loads, "g", 1), PATIENCE)
 
-    async def test_a_worker_that_is_full_has_another_one_woken(self, server: Server):
+    async def test_worker_without_free_slots_has_another_worker_woken(self, server: Server):
         loads, gate = Counter(), asyncio.Event()
         full, other = (Worker(server, loads, at_once=2, shards=2, **self.QUIET) for _ in range(2))
         full.gate = other.gate = gate
@@ -230,7 +232,7 @@ def _failing_once(loads: Counter):
 
 class TestQueue:
     @pytest.mark.uncounted
-    async def test_each_group_is_loaded_once_a_round_by_whoever_takes_it(self, server: Server, backend):
+    async def test_three_workers_load_each_group_once_per_round(self, server: Server, backend):
         loads = Counter()
         workers = [Worker(server, loads, groups=200, backend=backend, at_once=8) for _ in range(3)]
         async with working(*workers):
@@ -241,7 +243,7 @@ class TestQueue:
         assert Counter(loads.values()) == {1: 200}
         assert [(event.new, event.merged, event.missed) for event in rounds] == [(200, 0, 0)]
 
-    async def test_one_leads_and_each_tells_what_it_has_done(self, server: Server):
+    async def test_only_the_leader_enqueues_rounds_and_each_worker_reports_its_loads(self, server: Server):
         loads = Counter()
         workers = [Worker(server, loads, every=0.5, groups=60, at_once=4) for _ in range(3)]
         async with working(*workers):
@@ -250,7 +252,7 @@ class TestQueue:
             assert sorted(bool(worker.queued) for worker in workers) == [False, False, True]
         assert sum(sum(_done(worker)) for worker in workers) <= sum(loads.values())
 
-    async def test_after_the_first_round_only_what_is_dirty(self, server: Server, backend):
+    async def test_dirty_only_loads_just_the_marked_groups_after_the_first_round(self, server: Server, backend):
         loads = Counter()
         worker = Worker(server, loads, every=0.5, backend=backend, dirty_only=True)
         async with working(worker):
@@ -266,7 +268,7 @@ class TestQueue:
         # As many as there were rounds while it was marked, at most.
         assert loads["g1"] <= len(worker.queued)
 
-    async def test_what_has_changed_since_the_last_round(self, server: Server):
+    async def test_later_rounds_load_only_changed_groups_and_ask_a_failed_changed_since_again(self, server: Server):
         loads, asked = Counter(), []
 
         def changed_since(moment):
@@ -285,7 +287,7 @@ class TestQueue:
         # The one that failed was asked again, since the same moment.
         assert asked[0] == asked[1]
 
-    async def test_what_is_marked_while_it_is_loaded_is_loaded_again(self, server: Server, backend):
+    async def test_group_marked_dirty_during_its_load_is_loaded_again(self, server: Server, backend):
         loads = Counter()
         worker = Worker(server, loads, every=0.1, backend=backend, dirty_only=True, keys=["g"])
         async with working(worker):
@@ -301,7 +303,7 @@ class TestQueue:
                 await until(_reached(loads, before + 2))
                 await idle(worker)
 
-    async def test_a_redelivered_task_whose_entry_was_loaded_meanwhile_is_not_loaded(self, server: Server, backend):
+    async def test_task_whose_entry_is_already_current_is_not_loaded(self, server: Server, backend):
         loads = Counter()
         worker = Worker(server, loads, backend=backend, keys=["g"])
         async with worker.cache:
@@ -311,9 +313,7 @@ class TestQueue:
             assert (await status(worker)).counts["current"] == 1
         assert loads["g"] == 1
 
-    async def test_a_failing_group_is_retried_and_buried_and_the_others_are_loaded(
-        self, server: Server, backend, caplog
-    ):
+    async def test_failing_group_becomes_a_dead_letter_while_others_are_loaded(self, server: Server, backend, caplog):
         loads = Counter()
         worker = Worker(server, loads, backend=backend, deliveries=2, groups=5)
         worker.cache.engine.runtime.uniform = lambda low, high: 0.01
@@ -329,7 +329,7 @@ class TestQueue:
             await idle(worker)
         assert sum(loads.values()) == 7
 
-    async def test_what_somebody_else_is_loading_is_waited_for_without_a_try(self, server: Server, backend):
+    async def test_task_waits_for_another_load_of_its_key_without_counting_a_failure(self, server: Server, backend):
         loads = Counter()
         reader, worker = Worker(server, loads, strategy="read"), Worker(server, loads, backend=backend, keys=["g"])
         reader.gate = asyncio.Event()
@@ -347,7 +347,7 @@ class TestQueue:
                 assert (counts["current"], counts.get("failed")) == (1, None)
         assert loads["g"] == 1
 
-    async def test_a_task_that_this_loader_cannot_do(self, server: Server, backend):
+    async def test_task_with_too_many_arguments_becomes_a_dead_letter(self, server: Server, backend):
         """Another version's, perhaps."""
         loads = Counter()
         worker = Worker(server, loads, backend=backend, deliveries=1, keys=["g"])
@@ -362,7 +362,7 @@ class TestQueue:
                 assert "too many positional arguments" in (await queue.dead())[0].why
         assert loads == Counter(g=1, more=1)
 
-    async def test_marking_many_keeps_nobody_waiting(self, server: Server):
+    async def test_marking_5000_groups_dirty_does_not_block_the_event_loop(self, server: Server):
         worker = Worker(server, Counter())
         turns, seen = 0, []
 
@@ -385,7 +385,7 @@ class TestQueue:
         assert count == 5000
         assert after - before > 20
 
-    async def test_status_in_a_process_that_refreshes_nothing_counts_the_marks(self, server: Server, backend):
+    async def test_status_counts_dirty_marks_in_a_process_without_a_running_refresher(self, server: Server, backend):
         """The cache of such a process may not be open yet."""
         worker = Worker(server, Counter(), backend=backend)
         await worker.refresher.mark_dirty("a", "b")
@@ -396,7 +396,7 @@ class TestQueue:
             held = await other.refresher.status()
         assert (held.name, held.backend, held.dirty, held.consumers) == ("ranking:group", backend, 2, {})
 
-    async def test_batch_loaders_are_called_in_bulk(self, server: Server, backend):
+    async def test_batch_loader_loads_96_groups_in_at_most_six_calls(self, server: Server, backend):
         calls = []
         async with Cache(server.url, timeout=2) as cache:
 
@@ -409,7 +409,7 @@ class TestQueue:
                 await until(lambda: sum(calls) == 96)
         assert len(calls) <= 6
 
-    async def test_closing_hands_back_what_is_not_done_in_time(self, server: Server, backend):
+    async def test_closing_hands_back_tasks_that_take_longer_than_drain_for(self, server: Server, backend):
         loads = Counter()
         one = Worker(server, loads, backend=backend, keys=["a", "b"], drain_for=0.05)
         other = Worker(server, loads, backend=backend, keys=["a", "b"])
@@ -425,7 +425,7 @@ class TestQueue:
                 assert (await status(other)).counts["current"] == 2
         assert loads == Counter(a=1, b=1)
 
-    async def test_closing_in_time_leaves_nothing(self, server: Server, backend):
+    async def test_closing_waits_for_running_loads_and_leaves_no_task(self, server: Server, backend):
         loads = Counter()
         worker = Worker(server, loads, backend=backend, groups=5)
         worker.gate = asyncio.Event()
@@ -441,7 +441,7 @@ class TestQueue:
                 worker.gate.set()
             await idle(worker)
 
-    async def test_closing_hands_back_what_has_not_begun_when_the_loads_have_ended(self, server: Server, backend):
+    async def test_closing_hands_back_a_task_delivered_after_closing_began(self, server: Server, backend):
         """Tasks whose delivery arrives after closing has begun are no loads to be waited for."""
         worker = Worker(server, Counter(), backend=backend, keys=["a", "b"], at_once=2, drain_for=600)
         worker.gate = asyncio.Event()
@@ -470,7 +470,9 @@ class TestQueue:
             now = await status(worker)
         assert (now.queued, now.running, now.counts["done"], sum(worker.loads.values())) == (1, 0, 1, 1)
 
-    async def test_with_nothing_in_hand_closing_waits_for_no_server(self, own_server: Server, backend, monkeypatch):
+    async def test_closing_without_tasks_does_not_wait_for_a_dead_server(
+        self, own_server: Server, backend, monkeypatch
+    ):
         monkeypatch.setattr("swr.refreshers.queue.consumer._LEAVING", 0.3)
         worker = Worker(own_server, Counter(), backend=backend, keys=["g"], drain_for=600)
         async with worker.cache, asyncio.timeout(60), worker.refresher:
@@ -479,7 +481,7 @@ class TestQueue:
             own_server.kill()
             await until(lambda: not worker.cache.engine.store.is_reachable)
 
-    async def test_what_no_replica_has_is_not_done(self, server: Server, backend):
+    async def test_task_stays_waiting_while_no_replica_has_the_write(self, server: Server, backend):
         loads = Counter()
         # Replicas are given half of the time-out to answer.
         worker = Worker(server, loads, backend=backend, keys=["g"], timeout=1)
@@ -502,7 +504,7 @@ class TestQueue:
             assert (await status(worker)).counts["current"] == 1
         assert loads["g"] == 2
 
-    async def test_rounds_without_redis_are_made_up_for_once(self, own_server: Server, caplog):
+    async def test_rounds_missed_during_an_outage_are_made_up_by_one_round(self, own_server: Server, caplog):
         loads, every, began = Counter(), 0.3, time.time()
         worker = Worker(own_server, loads, every=every, keys=["g"], lead_for=0.2, timeout=0.5)
         async with working(worker):
@@ -523,7 +525,7 @@ class TestQueue:
         assert loads["g"] <= rounds - sum(event.missed for event in missed) + 1
         assert "were left out; this one makes up for all" in caplog.text
 
-    async def test_groups_still_queued_at_the_next_round_are_reported(self, server: Server, caplog):
+    async def test_groups_still_queued_at_the_next_round_are_logged(self, server: Server, caplog):
         loads = Counter()
         worker = Worker(server, loads, every=0.2, groups=3, at_once=1)
         worker.gate = asyncio.Event()
@@ -533,7 +535,7 @@ class TestQueue:
             worker.gate.set()
             await until(lambda: len(loads) == 3)
 
-    async def test_closing_during_a_long_outage_leaves_its_tasks_to_others(self, own_server: Server, caplog):
+    async def test_closing_during_a_long_outage_logs_that_others_get_its_tasks_later(self, own_server: Server, caplog):
         loads = Counter()
         worker = Worker(own_server, loads, keys=["g"], drain_for=0.3)
         worker.cache.engine._tasks._drain_for = 0.1
@@ -548,7 +550,7 @@ class TestQueue:
         assert "a refresher closed while Redis is unreachable: other processes get its tasks later" in caplog.text
 
     async def test_closing_during_a_short_outage_waits_for_redis(self, own_server: Server):
-        """What is to be said is said as soon as it can be, within the time that closing has."""
+        """The refresher leaves the queue as soon as Redis is reachable, within the time that closing has."""
         loads = Counter()
         worker = Worker(own_server, loads, keys=["g"], timeout=0.2)
 
@@ -569,8 +571,8 @@ class TestQueue:
             await until(lambda: worker.cache.engine.store.is_reachable)
             assert (await status(worker)).consumers == {}
 
-    async def test_batch_that_ends_during_an_outage_is_settled_later(self, own_server: Server):
-        """Or taken by another: it is not loaded twice."""
+    async def test_task_that_ends_during_an_outage_is_settled_later_and_not_loaded_twice(self, own_server: Server):
+        """If another worker takes the task, that worker does not load the group again either."""
         loads = Counter()
         worker = Worker(own_server, loads, keys=["g"], timeout=0.2)
         async with working(worker):
@@ -590,9 +592,9 @@ class TestQueue:
             await idle(worker)
         assert loads["g"] == 1
 
-    def test_bad_options(self, server: Server):
+    def test_invalid_queue_options_are_refused(self, server: Server):
         for options, message in (
-            ({"backend": "stream"}, "backend='stream' is none of streams, list"),
+            ({"backend": "stream"}, "backend='stream': give one of streams, list"),
             ({"deliveries": 0}, "deliveries=0"),
         ):
             with pytest.raises(ConfigurationError, match=message):
@@ -618,7 +620,7 @@ def hanging_after(queue, times: int, enqueued: list) -> asyncio.Event:
 
 
 @pytest.mark.parametrize("strategy", ["locks", "queue"])
-async def test_what_is_cancelled_within_keys_ends_no_refresher(server: Server, strategy, caplog):
+async def test_refresher_survives_a_cancellation_inside_keys(server: Server, strategy, caplog):
     asked = []
 
     async def keys():
@@ -636,8 +638,8 @@ async def test_what_is_cancelled_within_keys_ends_no_refresher(server: Server, s
 
 
 class TestLeader:
-    async def test_a_leader_that_was_taken_for_dead_leaves_the_round_to_its_successor(self, server: Server, caplog):
-        """It comes back while it asks for its groups, or in the middle of its round."""
+    async def test_leader_that_loses_its_lease_asks_keys_again_and_enqueues_one_round(self, server: Server, caplog):
+        """Another worker holds the lease for a moment while the leader asks `keys` for its groups."""
         loads, asked = Counter(), []
 
         async def keys():
@@ -657,7 +659,7 @@ class TestLeader:
         # On a slow machine the worker loses its own short lease once more, and asks again.
         assert (len(asked) >= 2, len(worker.queued), loads["g"]) == (True, 1, 1)
 
-    async def test_or_when_it_has_enqueued_all(self, server: Server):
+    async def test_leader_that_loses_its_lease_after_enqueuing_loads_no_group_twice(self, server: Server):
         loads = Counter()
         worker, other = Worker(server, loads, keys=["g"], lead_for=0.3), Worker(server, loads)
         async with other.cache, worker.cache:
@@ -680,7 +682,7 @@ class TestLeader:
         # What it had enqueued was a task anyway, and is not loaded twice.
         assert loads["g"] == 1
 
-    async def test_its_successor_goes_on_where_it_was_killed(self, server: Server, backend):
+    async def test_successor_resumes_the_round_where_the_leader_was_interrupted(self, server: Server, backend):
         """A round of many groups may take longer than any leader lives."""
         loads, enqueued = Counter(), []
         for lives_for in (2, 1, 9):
@@ -695,7 +697,7 @@ class TestLeader:
         assert set(loads.values()) == {1}
         assert len(loads) == 4500
 
-    async def test_but_begins_again_with_other_groups(self, server: Server, backend):
+    async def test_successor_restarts_the_round_if_its_groups_differ(self, server: Server, backend):
         loads = Counter()
         worker = Worker(server, loads, backend=backend, keys=["a", "b"])
         async with worker.cache:
@@ -707,8 +709,8 @@ class TestLeader:
                 await idle(worker)
         assert loads == Counter(a=1, b=1)
 
-    async def test_closing_while_it_asks_for_its_groups(self, server: Server):
-        """Whoever comes next leads at once, and nothing is enqueued by one that is closed."""
+    async def test_leader_that_closes_while_asking_keys_enqueues_nothing_and_stops_leading(self, server: Server):
+        """The next worker can lead at once."""
         loads, gate, asked = Counter(), asyncio.Event(), asyncio.Event()
 
         async def keys():
@@ -725,7 +727,7 @@ class TestLeader:
             now = await status(worker)
         assert (now.leads_for, now.round, now.counts.get("enqueued", 0)) == (0.0, None, 0)
 
-    async def test_too_few_replicas_are_said_once_and_the_other_shards_go_on(self, server: Server, caplog):
+    async def test_too_few_replicas_are_logged_once_and_other_shards_still_load(self, server: Server, caplog):
         loads = Counter()
         worker = Worker(server, loads, every=0.2, groups=6, shards=2, replicas=1, dirty_only=True)
         async with worker.cache:
@@ -744,7 +746,7 @@ class TestLeader:
             caplog.text.count("could not enqueue a round: StoreUnavailable: only 0 of 1 replicas have the write") == 1
         )
 
-    async def test_a_shard_that_cannot_be_reached_holds_up_no_other(self, server: Server, backend):
+    async def test_unreachable_shard_does_not_delay_other_shards(self, server: Server, backend):
         """As in a cluster without a replica of one master. The results and marks of the other shards go on, too."""
         loads, before, enqueued = Counter(), Counter(), []
         worker = Worker(
@@ -790,7 +792,7 @@ class TestLeader:
         # Closing has left the others, and handed their tasks back.
         assert [bool(names) for names in consumers] == [False, True, False]
 
-    async def test_keys_that_fail_after_an_outage_of_redis_are_said_once(self, own_server: Server, caplog):
+    async def test_failure_of_keys_right_after_an_outage_is_logged_once(self, own_server: Server, caplog):
         """Redis and the database of `keys` may be gone at once, and Redis comes back first."""
         is_gone, tries = False, 0
 
@@ -812,7 +814,7 @@ class TestLeader:
             await until(lambda: tries >= 2)
         assert caplog.text.count("could not enqueue a round: ValueError: the database is gone") == 1
 
-    async def test_asking_for_groups_may_take_longer_than_the_lease(self, server: Server):
+    async def test_leader_keeps_its_lease_while_keys_takes_longer_than_lead_for(self, server: Server):
         loads = Counter()
 
         async def keys():
@@ -902,7 +904,7 @@ def by_round(tmp_path, every: float) -> dict[int, Counter]:
 
 
 class TestProcesses:
-    async def test_a_walkers_groups_are_taken_over_when_it_is_killed(self, processes, tmp_path):
+    async def test_other_processes_load_the_groups_of_a_killed_process(self, processes, tmp_path):
         """In the same round, once its leases have run out: no load ends before the kill, so others load every group."""
         options = {"strategy": "locks", "every": FOR_GOOD, "groups": 60, "takes": 0.1, "lease_for": 1, "at_once": 4}
         hold(tmp_path, 0)
@@ -914,9 +916,7 @@ class TestProcesses:
         await until(lambda: len({group for _, pid, group in read(tmp_path) if pid != killed}) == 60, PATIENCE)
 
     @pytest.mark.uncounted
-    async def test_a_leader_that_is_killed_has_a_successor_and_no_round_is_skipped(
-        self, processes, own_server: Server, tmp_path
-    ):
+    async def test_killed_leader_is_replaced_and_no_round_is_skipped(self, processes, own_server: Server, tmp_path):
         workers = {}
         every = 4
         for process in processes(4, strategy="queue", every=every, groups=20, lead_for=1, reclaim_after=2):
@@ -953,8 +953,8 @@ class TestProcesses:
     @pytest.mark.promise
     # The storm kills, too.
     @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL] if FULL else [signal.SIGTERM])
-    async def test_rolling_restarts_lose_nothing(self, processes, own_server: Server, tmp_path, backend, number):
-        """At SIGTERM nothing is left pending either; who is killed has his tasks taken back."""
+    async def test_rolling_restarts_lose_no_task(self, processes, own_server: Server, tmp_path, backend, number):
+        """After SIGTERM no task is left pending; other processes take back the tasks of a killed one."""
         restarts, groups, takes = (100, 16_000, 0.1) if FULL else (2, 150, 0.1)
         options = {
             "strategy": "queue",
@@ -1009,7 +1009,7 @@ class TestProcesses:
 
     @pytest.mark.uncounted
     @pytest.mark.promise
-    async def test_a_storm_loses_no_task(self, tmp_path, backend):
+    async def test_repeated_kills_of_workers_and_redis_lose_no_task(self, tmp_path, backend):
         """A consumer is killed every so many loads, and the server now and then; nothing is lost, and hardly anything
         loaded twice.
         """

@@ -89,8 +89,8 @@ async def value_of(cache: Cache, load: Counter) -> int:
 
 
 @pytest.mark.parametrize("what", INVALIDATIONS)
-async def test_a_server_without_memory_takes_every_invalidation(own_server: Server, what: str):
-    """A new process learns of it, too: what Redis holds does not count any more."""
+async def test_invalidation_reaches_all_processes_while_the_server_has_no_memory(own_server: Server, what: str):
+    """A new process does not serve the value that Redis held before."""
     load = Counter()
     async with Cache(own_server.url, timeout=2) as one, Cache(own_server.url, timeout=2) as other:
         await both_have(one, other, load)
@@ -104,10 +104,10 @@ async def test_a_server_without_memory_takes_every_invalidation(own_server: Serv
 
 
 @pytest.mark.parametrize("l1_max_bytes", [0, 2**20])
-async def test_what_a_process_has_loaded_while_redis_had_no_memory_it_does_not_go_back_from(
+async def test_process_that_loaded_without_redis_memory_does_not_return_to_the_old_value(
     own_server: Server, l1_max_bytes
 ):
-    """Redis holds the value before it, which is fresh by its time."""
+    """Redis still holds the previous value, whose deadlines say that it is fresh."""
     load = Counter()
     async with Cache(own_server.url, l1_max_bytes=l1_max_bytes) as one, Cache(own_server.url) as other:
         assert await value_of(one, load) == 1
@@ -150,9 +150,7 @@ def without_a_right_of_a_script(server: Server) -> contextlib.AbstractContextMan
         (without_replicas, "from memory and from the loaders"),
     ],
 )
-async def test_a_refused_command_is_logged_with_what_follows_and_the_remedy(
-    own_server: Server, caplog, refusing, remedy: str
-):
+async def test_refused_command_is_logged_with_its_remedy(own_server: Server, caplog, refusing, remedy: str):
     async with Cache(own_server.url, timeout=2) as cache:
         load = Counter()
         await value_of(cache, load)
@@ -164,7 +162,7 @@ async def test_a_refused_command_is_logged_with_what_follows_and_the_remedy(
     assert all(line.endswith(remedy) for line in lines)
 
 
-async def test_a_missing_right_that_cuts_a_process_off_is_logged_with_the_remedy(own_server: Server, caplog):
+async def test_missing_right_that_prevents_connecting_is_logged_with_its_remedy(own_server: Server, caplog):
     with without_a_right(own_server):
         async with Cache(own_server.url):
             await until(lambda: "cannot reach Redis" in caplog.text)
@@ -172,7 +170,7 @@ async def test_a_missing_right_that_cuts_a_process_off_is_logged_with_the_remedy
     assert ": give its user the rights that docs/redis.md lists); serving from memory" in line
 
 
-async def test_a_demoted_master_is_logged_as_a_replica_from_the_first_line_on(own_server: Server, caplog):
+async def test_demoted_master_is_logged_as_a_replica_from_the_first_line_on(own_server: Server, caplog):
     async with Cache(own_server.url, timeout=5) as cache:
         await cache.invalidate("k")
         own_server.command("REPLICAOF", "127.0.0.1", "1")
@@ -189,7 +187,7 @@ def said(caplog: pytest.LogCaptureFixture) -> list[str]:
     return [text for record in caplog.records for text in texts if record.getMessage().startswith(text)]
 
 
-async def test_each_change_of_what_a_server_refuses_is_logged_and_each_refusal_told(own_server: Server, caplog):
+async def test_begin_and_end_of_refusals_are_logged_and_each_refusal_is_an_event(own_server: Server, caplog):
     async with Cache(own_server.url, timeout=5) as cache:
         events: list[CommandRefused] = []
         cache.subscribe(events.append, CommandRefused)
@@ -207,7 +205,7 @@ async def test_each_change_of_what_a_server_refuses_is_logged_and_each_refusal_t
         assert registry.get_sample_value("swr_store_refusals_total", {"cache": "swr"}) == len(events)
 
 
-async def test_a_commit_whose_lease_is_lost_does_not_show_that_redis_stores_values_again(own_server: Server, caplog):
+async def test_commit_with_a_lost_lease_does_not_end_the_logged_refusal(own_server: Server, caplog):
     async with Cache(own_server.url, timeout=5) as cache:
         with without_memory(own_server):
             await cache.get_or_load("refused", Counter(), TAGGED)
@@ -217,7 +215,7 @@ async def test_a_commit_whose_lease_is_lost_does_not_show_that_redis_stores_valu
             assert said(caplog) == ["Redis refused a command"]
 
 
-def test_a_server_that_changes_its_mind_again_and_again_does_not_fill_the_log(caplog, monkeypatch):
+def test_refusals_that_alternate_with_successes_log_at_most_ten_lines(caplog, monkeypatch):
     now = 0.0
     monkeypatch.setattr("swr.stores.redis.refusals.time.monotonic", lambda: now)
     refusals, told = Refusals(), []
@@ -234,7 +232,7 @@ def test_a_server_that_changes_its_mind_again_and_again_does_not_fill_the_log(ca
     assert len(said(caplog)) == 11
 
 
-def test_refusals_without_a_pause_have_begun_with_the_first_and_end_with_the_last(monkeypatch):
+def test_continuous_refusals_date_from_the_first_and_end_after_the_last(monkeypatch):
     now = 1000.0
     monkeypatch.setattr("swr.stores.redis.refusals.time.time", lambda: now)
     monkeypatch.setattr("swr.stores.redis.refusals.time.monotonic", lambda: now)
@@ -261,8 +259,8 @@ MARKS = {
 
 
 @pytest.mark.parametrize("what", MARKS)
-async def test_a_mark_that_a_server_refuses_is_told_to_all_who_run_and_replayed(own_server: Server, what: str):
-    """Who reads from Redis meanwhile gets what it holds as stale, too."""
+async def test_refused_stale_mark_holds_in_running_processes_and_is_replayed(own_server: Server, what: str):
+    """A process that reads the entry from Redis meanwhile gets it as stale, too."""
     load = Counter()
 
     def decorated(cache: Cache):
@@ -290,7 +288,7 @@ async def test_a_mark_that_a_server_refuses_is_told_to_all_who_run_and_replayed(
 
 @pytest.mark.parametrize("refusing", [without_replicas, without_a_disk])
 @pytest.mark.parametrize("what", INVALIDATIONS)
-async def test_what_a_server_refuses_is_told_to_all_who_run_and_replayed(
+async def test_refused_invalidation_holds_in_running_processes_and_is_replayed(
     own_server: Server, caplog: pytest.LogCaptureFixture, what: str, refusing
 ):
     load = Counter()
@@ -318,7 +316,7 @@ async def test_what_a_server_refuses_is_told_to_all_who_run_and_replayed(
     assert sum("takes invalidations again" in record.message for record in caplog.records) == 1
 
 
-async def test_the_last_process_that_has_heard_of_a_refused_invalidation_replays_it(own_server: Server):
+async def test_refused_invalidation_is_replayed_by_another_process_that_received_it(own_server: Server):
     load = Counter()
     async with Cache(own_server.url, timeout=2) as other:
         with without_replicas(own_server):
@@ -340,7 +338,7 @@ async def test_the_last_process_that_has_heard_of_a_refused_invalidation_replays
 
 
 @pytest.mark.parametrize("what", INVALIDATIONS)
-async def test_a_user_who_may_not_publish_invalidates_everything_and_others_learn_of_it(
+async def test_invalidation_by_a_user_who_may_not_publish_reaches_other_processes(
     own_server: Server, caplog: pytest.LogCaptureFixture, what: str
 ):
     own_server.command("ACL", "SETUSER", "mute", "on", ">secret", "~*", "&*", "+@all", "-publish")
@@ -361,7 +359,7 @@ async def test_a_user_who_may_not_publish_invalidates_everything_and_others_lear
     await mute.aclose()
 
 
-async def test_a_user_who_may_not_publish_gives_leases_back_and_stores_what_it_loads(own_server: Server):
+async def test_user_who_may_not_publish_releases_leases_and_stores_values(own_server: Server):
     own_server.command("ACL", "SETUSER", "mute", "on", ">secret", "~*", "&*", "+@all", "-publish")
     mute = Redis(port=own_server.port, username="mute", password="secret")
     async with Cache(redis=mute, timeout=2) as one:
@@ -377,7 +375,7 @@ async def test_a_user_who_may_not_publish_gives_leases_back_and_stores_what_it_l
     await mute.aclose()
 
 
-async def test_a_write_of_a_user_who_may_not_wait_for_replicas_is_refused_with_what_redis_says(own_server: Server):
+async def test_replicated_write_fails_with_the_reason_of_redis_without_the_right_to_wait(own_server: Server):
     own_server.command("ACL", "SETUSER", "hasty", "on", ">secret", "~*", "&*", "+@all", "-wait")
     hasty = Redis(port=own_server.port, username="hasty", password="secret")
     async with Cache(redis=hasty, timeout=2) as one:
@@ -389,7 +387,7 @@ async def test_a_write_of_a_user_who_may_not_wait_for_replicas_is_refused_with_w
     await hasty.aclose()
 
 
-async def test_what_a_user_who_may_not_publish_invalidates_is_learned_though_newer_messages_come(own_server: Server):
+async def test_invalidation_without_message_is_noticed_although_newer_messages_arrive(own_server: Server):
     own_server.command("ACL", "SETUSER", "mute", "on", ">secret", "~*", "&*", "+@all", "-publish")
     mute = Redis(port=own_server.port, username="mute", password="secret")
     load = Counter()

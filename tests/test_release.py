@@ -29,7 +29,7 @@ def steps(path):
 
 
 @pytest.mark.parametrize("path", WORKFLOWS, ids=lambda path: path.name)
-def test_each_script_that_a_workflow_runs_is_there(path):
+def test_every_script_that_a_workflow_runs_is_executable(path):
     commands = [line for step in steps(path) for line in step.get("run", "").splitlines()]
     scripts = {word for line in commands for word in line.split() if word.startswith("scripts/")}
     assert scripts or path.name == "release.yml"
@@ -38,7 +38,7 @@ def test_each_script_that_a_workflow_runs_is_there(path):
 
 
 @pytest.mark.parametrize("path", WORKFLOWS, ids=lambda path: path.name)
-def test_a_workflow_may_write_nothing_but_in_the_job_that_needs_it(path):
+def test_workflow_has_write_permission_only_in_publish_and_deploy_jobs(path):
     workflow = yaml.safe_load(path.read_text())
     assert workflow["permissions"] == {"contents": "read"}
     writing = {name for name, job in workflow["jobs"].items() if "write" in job.get("permissions", {}).values()}
@@ -46,28 +46,28 @@ def test_a_workflow_may_write_nothing_but_in_the_job_that_needs_it(path):
     assert all(not step.get("with", {}).get("persist-credentials") for step in steps(path))
 
 
-def test_the_workflow_tests_each_python_that_the_package_names():
+def test_workflow_tests_every_python_version_of_the_classifiers():
     named = {name.rpartition(" ")[2] for name in PROJECT["classifiers"] if re.search(r":: 3\.\d+$", name)}
     matrix = yaml.safe_load((ROOT / ".github/workflows/test.yml").read_text())["jobs"]["test"]["strategy"]["matrix"]
     assert set(matrix["python"]) == named
 
 
-def test_every_night_runs_each_scenario_of_the_simulation():
+def test_nightly_workflow_runs_every_scenario_of_the_simulation():
     jobs = yaml.safe_load((ROOT / ".github/workflows/nightly.yml").read_text())["jobs"]
     assert set(jobs["simulation"]["strategy"]["matrix"]["scenario"]) == set(SCENARIOS)
 
 
-def test_the_image_of_the_command_has_what_its_commands_need():
+def test_docker_image_installs_the_extras_that_its_commands_need():
     (extras,) = re.findall(r'"/source\[([\w,]*)\]"', (ROOT / "Dockerfile").read_text())
     # `swr proxy`, `swr dashboard` and `swr top`, and reading what is encrypted.
     assert set(extras.split(",")) == {"proxy", "dashboard", "encryption"}
 
 
-def test_the_packages_are_tried_with_each_extra():
+def test_package_check_covers_every_extra():
     assert set(EXTRAS) == {"", *PROJECT["optional-dependencies"]}
 
 
-def test_the_changelog_begins_with_the_version():
+def test_changelog_begins_with_the_current_version():
     assert re.findall(r"^## (\S+)", (ROOT / "CHANGELOG.md").read_text(), re.M)[0] == swr.__version__
 
 
@@ -87,7 +87,7 @@ def units():
 
 
 @pytest.mark.parametrize(("words", "seconds"), list(units()))
-def test_a_unit_runs_a_command_that_there_is_and_lets_it_end(words, seconds):
+def test_unit_runs_an_existing_command_and_leaves_it_time_to_stop(words, seconds):
     assert Path(words[0]).name == "swr"
     options = _parser().parse_args(words[1:])
     assert callable(options.run)
@@ -96,7 +96,7 @@ def test_a_unit_runs_a_command_that_there_is_and_lets_it_end(words, seconds):
 
 
 @pytest.mark.parametrize(("words", "seconds"), list(units()))
-def test_a_unit_starts_and_ends_by_its_signal(words, seconds, server, tmp_path):
+def test_unit_starts_and_stops_on_sigterm(words, seconds, server, tmp_path):
     (tmp_path / "rankings.py").write_text(
         "from swr import Cache, Refresher\n"
         "cache = Cache.from_env()\n"
@@ -123,7 +123,7 @@ def test_a_unit_starts_and_ends_by_its_signal(words, seconds, server, tmp_path):
     assert unit.returncode in (0, -signal.SIGTERM)
 
 
-def test_the_links_of_the_readme_work_outside_of_the_repository():
+def test_readme_links_work_outside_the_repository():
     links = re.findall(r"\]\(([^)]*)\)", (ROOT / "README.md").read_text())
     site, source = PROJECT["urls"]["Documentation"], PROJECT["urls"]["Source"]
     assert len(links) > 10
@@ -139,7 +139,7 @@ def test_the_links_of_the_readme_work_outside_of_the_repository():
             assert (ROOT / link.split("/main/")[1]).is_file(), link
 
 
-def test_a_link_to_the_site_shows_a_card_that_there_is():
+def test_social_card_of_the_site_exists_with_the_stated_size():
     head = (ROOT / "theme" / "main.html").read_text()
     assert '"og:image" content="{{ config.site_url }}card.png"' in head
     assert f"site_url: {PROJECT['urls']['Documentation']}\n" in (ROOT / "mkdocs.yml").read_text()

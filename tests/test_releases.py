@@ -97,12 +97,12 @@ def releases(server: Server, **options: Any) -> tuple[Release, Release]:
 
 
 @pytest.mark.parametrize("change", CHANGES)
-def test_each_change_of_a_model_is_another_version(change: str):
+def test_each_change_of_a_model_changes_its_fingerprint(change: str):
     before, _, after, _ = CHANGES[change]
     assert Codec(before).fingerprint != Codec(after).fingerprint
 
 
-def test_a_model_without_a_schema_is_told_by_the_names_of_its_fields():
+def test_model_without_schema_is_fingerprinted_by_its_field_names():
     def no_schema(kind: object) -> dict[str, Any]:
         raise TypeError(kind)
 
@@ -110,8 +110,8 @@ def test_a_model_without_a_schema_is_told_by_the_names_of_its_fields():
     assert len(found) == 3
 
 
-def test_the_same_model_is_the_same_version_in_every_process():
-    """Whatever its fields have as defaults, docstrings and order."""
+def test_model_keeps_its_fingerprint_whatever_its_defaults_and_field_order():
+    """Defaults, docstrings and the order of fields do not change the fingerprint."""
 
     def made(default: object) -> type:
         one = dataclasses.make_dataclass("One", [("at", float, default), ("id", NewType("Id", int), 0)])
@@ -129,7 +129,7 @@ def test_the_same_model_is_the_same_version_in_every_process():
 
 @pytest.mark.anyio
 @pytest.mark.parametrize("change", CHANGES)
-async def test_each_version_loads_once_for_its_own(server: Server, change: str):
+async def test_each_release_loads_once_and_gets_its_own_value(server: Server, change: str):
     before, old_value, after, new_value = CHANGES[change]
     async with (
         Release(server.url, before, old_value, l1_max_bytes=0) as old,
@@ -143,7 +143,7 @@ async def test_each_version_loads_once_for_its_own(server: Server, change: str):
 
 
 @pytest.mark.anyio
-async def test_releases_of_swr_with_two_formats_of_frames_load_once_each_and_invalidate_for_both(
+async def test_releases_with_two_frame_formats_load_once_each_and_share_invalidations(
     server: Server, monkeypatch: pytest.MonkeyPatch
 ):
     def now_in(form: int) -> None:
@@ -164,12 +164,12 @@ async def test_releases_of_swr_with_two_formats_of_frames_load_once_each_and_inv
 
 
 @pytest.mark.parametrize("first", ["old", "new"])
-def test_two_processes_of_a_deploy_load_once_each_for_every_window(
+def test_two_processes_of_a_deploy_load_once_each_after_every_invalidation(
     start: Any,  # noqa: F811  # a fixture
     loads: Loads,  # noqa: F811  # a fixture
     first: str,
 ):
-    """In either direction: what was there first stays, and a refresh of one takes nothing from the other."""
+    """In either order of the releases: a load of one release removes nothing of the other."""
     second = "new" if first == "old" else "old"
     (one,), (other,) = start(1, release=first), start(1, release=second)
 
@@ -201,7 +201,7 @@ def test_two_processes_of_a_deploy_load_once_each_for_every_window(
 
 
 @pytest.mark.anyio
-async def test_a_stale_value_of_a_version_is_served_while_it_loads_whatever_the_other_stores(server: Server):
+async def test_stale_value_of_one_release_is_served_whatever_the_other_release_stores(server: Server):
     async with Release(server.url, policy=Policy(0.001, 600), l1_max_bytes=0) as old, Release(server.url, New) as new:
         await old.get()
         for number in range(1, 4):
@@ -215,7 +215,7 @@ async def test_a_stale_value_of_a_version_is_served_while_it_loads_whatever_the_
 
 
 @pytest.mark.anyio
-async def test_each_version_has_a_lease_of_its_own(server: Server):
+async def test_each_release_has_its_own_lease(server: Server):
     async with opened(redis_store(server)) as store:
         old, new = [await store.acquire("k", "t", 30, 0, codec) for codec in (OLD, NEW)]
         await store.renew(old, 30)
@@ -227,7 +227,7 @@ async def test_each_version_has_a_lease_of_its_own(server: Server):
 
 
 @pytest.mark.anyio
-async def test_each_version_backs_off_after_its_own_failures(server: Server, monkeypatch):
+async def test_each_release_backs_off_after_its_own_failures_only(server: Server, monkeypatch):
     # The backoff must not end meanwhile.
     monkeypatch.setattr("swr.engine.endings.backoff_after", lambda failures, uniform: 60.0)
     async with (
@@ -247,7 +247,7 @@ async def test_each_version_backs_off_after_its_own_failures(server: Server, mon
 
 
 @pytest.mark.anyio
-async def test_a_refresh_or_early_refresh_of_one_version_leaves_the_other_alone(server: Server):
+async def test_refresh_or_early_refresh_of_one_release_leaves_the_other_fresh(server: Server):
     eager = Policy(60, 600, early=1e9)
     async with Release(server.url, policy=eager, l1_max_bytes=0) as old, Release(server.url, New) as new:
         await new.get()
@@ -268,7 +268,7 @@ def _job(release: Release) -> Any:
 
 
 @pytest.mark.anyio
-async def test_batches_of_two_versions_share_a_template(server: Server):
+async def test_batch_loaders_of_two_releases_load_once_each_under_one_template(server: Server):
     one, other = Cache(server.url, timeout=2), Cache(server.url, timeout=2)
     loads_of: list[str] = []
 
@@ -299,8 +299,8 @@ async def test_batches_of_two_versions_share_a_template(server: Server):
 @pytest.mark.anyio
 @pytest.mark.parametrize("many", [False, True], ids=["cached", "cached_many"])
 @pytest.mark.parametrize("tags", [("group:{group}",), ("all", "group:{group}")], ids=["adds", "adds and keeps"])
-async def test_a_release_that_adds_a_tag_is_given_nothing_that_lacks_it(server: Server, many: bool, tags: Any):
-    """What the release before has stored would survive the invalidation of the tag, for as long as it is fresh."""
+async def test_release_that_adds_a_tag_gets_no_entry_without_this_tag(server: Server, many: bool, tags: Any):
+    """An entry of the earlier release would survive the invalidation of the new tag while it is fresh."""
     one, other = Cache(server.url, timeout=2), Cache(server.url, timeout=2)
     truth = 1
 
@@ -334,7 +334,7 @@ async def test_a_release_that_adds_a_tag_is_given_nothing_that_lacks_it(server: 
 
 @pytest.mark.anyio
 @pytest.mark.parametrize("by", ["key", "tag", "clear"])
-async def test_what_one_version_invalidates_is_gone_for_both(server: Server, by: str):
+async def test_invalidation_by_one_release_removes_the_entries_of_both(server: Server, by: str):
     tagged = POLICY.tagged(["t"])
     async with Release(server.url, policy=tagged) as old, Release(server.url, New, policy=tagged) as new:
         for invalidating in (old, new):
@@ -355,7 +355,7 @@ async def test_what_one_version_invalidates_is_gone_for_both(server: Server, by:
 
 
 @pytest.mark.anyio
-async def test_an_invalidation_ends_the_leases_of_every_version(server: Server):
+async def test_invalidation_rejects_the_running_commits_of_every_release(server: Server):
     async with opened(redis_store(server)) as store:
         leases = [
             (await store.acquire("k", "t", 30, 0, codec), codec, kind) for codec, kind in ((OLD, Old), (NEW, New))
@@ -368,8 +368,8 @@ async def test_an_invalidation_ends_the_leases_of_every_version(server: Server):
 
 
 @pytest.mark.anyio
-async def test_a_replayed_invalidation_takes_only_what_is_older(server: Server):
-    """Of a server that lost it: one version was loaded before it, the other after it."""
+async def test_replayed_invalidation_removes_only_older_entries_and_leases(server: Server):
+    """A server has lost the invalidation: one release loaded before it, the other after it."""
     async with opened(redis_store(server)) as store:
         versions = []
         for codec, kind in ((OLD, Old), (NEW, New)):
@@ -400,7 +400,7 @@ async def test_a_replayed_invalidation_takes_only_what_is_older(server: Server):
 
 @pytest.mark.anyio
 @pytest.mark.usefixtures("no_heartbeats")
-async def test_a_commit_of_one_version_leaves_the_others_copy_where_it_is(server: Server):
+async def test_commit_of_one_release_keeps_the_local_copy_of_the_other(server: Server):
     async with Release(server.url) as old, Release(server.url, New) as new:
         await old.get()
         heard: list[Notification] = []
@@ -425,7 +425,7 @@ async def with_an_old_entry() -> tuple[TieredStore, FlakyStore, Lease]:
 
 
 @pytest.mark.anyio
-async def test_a_commit_of_one_version_outdates_no_answer_of_the_other_that_is_on_its_way():
+async def test_commit_of_another_type_does_not_outdate_a_read_that_is_under_way():
     tiered, store, lease = await with_an_old_entry()
 
     async def hear(fingerprint: str) -> None:
@@ -439,7 +439,7 @@ async def test_a_commit_of_one_version_outdates_no_answer_of_the_other_that_is_o
 
 
 @pytest.mark.anyio
-async def test_an_invalidation_outdates_the_answers_of_every_type_that_are_on_their_way():
+async def test_invalidation_outdates_reads_of_every_type_that_are_under_way():
     tiered, store, lease = await with_an_old_entry()
     answers: list[Any] = []
 
@@ -467,7 +467,7 @@ async def _store(store: Any, codec: Codec, value: Any, policy: Policy = POLICY) 
 
 
 @pytest.mark.anyio
-async def test_a_read_is_one_command_and_its_answer_holds_all_versions(server: Server, no_heartbeats):
+async def test_read_of_one_release_beside_another_runs_no_script(server: Server, no_heartbeats):
     async with Release(server.url, l1_max_bytes=0) as old, Release(server.url, New) as new:
         await old.get()
         await new.get()
@@ -484,7 +484,7 @@ async def test_a_read_is_one_command_and_its_answer_holds_all_versions(server: S
 
 
 @pytest.mark.anyio
-async def test_versions_whose_time_is_over_and_the_oldest_of_too_many_go(server: Server):
+async def test_commit_drops_expired_types_and_the_oldest_of_too_many(server: Server):
     async with opened(redis_store(server)) as store:
         # 5 s longer than its time.
         short = dataclasses.make_dataclass("Short", [("a", int)])
@@ -504,7 +504,7 @@ async def test_versions_whose_time_is_over_and_the_oldest_of_too_many_go(server:
 
 
 @pytest.mark.anyio
-async def test_the_key_lives_as_long_as_the_version_that_lives_longest(server: Server):
+async def test_redis_key_lives_as_long_as_its_longest_lived_entry(server: Server):
     async with opened(redis_store(server)) as store:
         await _store(store, OLD, Old(1), Policy(60, 600))
         await _store(store, NEW, New(1), Policy(60))
@@ -514,7 +514,7 @@ async def test_the_key_lives_as_long_as_the_version_that_lives_longest(server: S
 
 
 @pytest.mark.anyio
-async def test_a_commit_whose_reply_was_lost_is_no_failure_and_one_without_a_lease_is(server: Server):
+async def test_repeated_commit_succeeds_but_commit_without_a_lease_raises_lease_lost(server: Server):
     async with opened(redis_store(server)) as store:
         lease = await store.acquire("k", "t", 30, 0, OLD)
         entry = stamp(Old(1), POLICY, time.time(), lease.version, lease.tag_version)
@@ -536,7 +536,7 @@ async def test_a_commit_whose_reply_was_lost_is_no_failure_and_one_without_a_lea
         b"9999999999999999e" + OLD.fingerprint.encode() + b"0000000100" + b"0" * 70,
     ],
 )
-async def test_what_no_swr_has_written_is_a_miss_and_is_replaced(server: Server, data: bytes):
+async def test_foreign_data_is_a_miss_and_is_replaced(server: Server, data: bytes):
     from redis.asyncio import Redis
 
     client = Redis.from_url(server.url)
@@ -567,7 +567,7 @@ async def test_what_no_swr_has_written_is_a_miss_and_is_replaced(server: Server,
     ],
     ids=lambda text: text[:24],
 )
-async def test_what_is_no_lease_of_a_type_keeps_none_of_its_readers_waiting(server: Server, text: str):
+async def test_malformed_lease_or_backoff_delays_no_reader(server: Server, text: str):
     async with Release(server.url) as old:
         server.command("HSET", "swr:{k}:l", OLD.fingerprint, text)
         async with asyncio.timeout(60):
@@ -575,7 +575,7 @@ async def test_what_is_no_lease_of_a_type_keeps_none_of_its_readers_waiting(serv
         assert server.command("EXISTS", "swr:{k}:l") == b":0\r\n"
 
 
-def test_the_frames_of_a_key_stand_side_by_side():
+def test_frame_of_each_type_is_found_among_the_frames_of_a_key():
     old = frames.encode("k", stamp(Old(1), POLICY, 0.0, 5), OLD)
     new = frames.encode("k", stamp(New(1), POLICY, 0.0, 6), NEW)
     assert frames.frame_of(new + old, OLD.fingerprint) == old
@@ -587,7 +587,7 @@ def test_the_frames_of_a_key_stand_side_by_side():
 
 
 @pytest.mark.anyio
-async def test_versions_live_side_by_side_in_a_cluster():
+async def test_releases_keep_separate_entries_in_a_cluster_and_share_invalidations():
     with ClusterOfSix(kinds()[0]) as cluster:
         async with Release(cluster.url, l1_max_bytes=0) as old, Release(cluster.url, New, l1_max_bytes=0) as new:
             for key in ("a", "b", "{c}"):
@@ -602,7 +602,7 @@ async def test_versions_live_side_by_side_in_a_cluster():
 # -- looking ------------------------------------------------------------------------------------------------------
 
 
-def test_inspect_shows_each_version(server: Server, capsys: Any, monkeypatch):
+def test_inspect_shows_the_entry_of_each_release(server: Server, capsys: Any, monkeypatch):
     # The backoff must not end meanwhile.
     monkeypatch.setattr("swr.engine.endings.backoff_after", lambda failures, uniform: 60.0)
 
@@ -637,7 +637,7 @@ def test_inspect_shows_each_version(server: Server, capsys: Any, monkeypatch):
 
 
 @pytest.mark.anyio
-async def test_a_lease_without_an_entry_is_shown_and_one_of_no_type_is_not(server: Server):
+async def test_inspect_shows_a_lease_without_entry_but_no_malformed_lease(server: Server):
     from swr.stores.redis.inspection import inspect
 
     async with opened(redis_store(server)) as store:
@@ -658,7 +658,7 @@ async def test_a_lease_without_an_entry_is_shown_and_one_of_no_type_is_not(serve
 
 
 @pytest.mark.anyio
-async def test_an_entry_that_cannot_be_read_is_shown_as_such(server: Server, capsys: Any):
+async def test_inspect_shows_an_unreadable_entry_with_the_reason(server: Server, capsys: Any):
     async with Release(server.url) as old:
         await old.get()
         last = int(server.command("STRLEN", "swr:{k}")[1:]) - 1
@@ -669,7 +669,7 @@ async def test_an_entry_that_cannot_be_read_is_shown_as_such(server: Server, cap
     assert OLD.fingerprint in shown
 
 
-def test_the_version_of_a_loader_is_that_of_its_return_annotation():
+def test_codec_of_a_loader_comes_from_its_return_annotation():
     cache = Cache("redis://127.0.0.1:1/0")
 
     @cache.cached("k", fresh_for=60)
@@ -683,8 +683,8 @@ def test_the_version_of_a_loader_is_that_of_its_return_annotation():
 
 @pytest.mark.anyio
 @pytest.mark.parametrize("shared", [True, False], ids=["Redis", "memory"])
-async def test_a_version_of_the_middleware_keeps_releases_apart(server: Server, shared: bool):
-    """Each has responses of its own, by either way to a hit; what invalidates a URL does so for both."""
+async def test_middleware_version_keeps_responses_apart_and_shares_invalidations(server: Server, shared: bool):
+    """Each version has its own responses, on both paths to a hit; an invalidated URL is missing for both."""
     caches = [Cache(server.url, timeout=2) for _ in range(2)] if shared else [Cache()] * 2
     apps = [App(MAX_AGE, body=release) for release in (b"old", b"new")]
     async with caches[0], caches[1]:
@@ -707,7 +707,7 @@ async def test_a_version_of_the_middleware_keeps_releases_apart(server: Server, 
         assert (await new.get("/a?b=1")).content == (await same.get("/a?b=1")).content == b"new"
 
 
-def test_a_version_of_the_middleware_is_one_line_of_text():
+def test_middleware_version_that_is_not_one_line_of_text_is_refused():
     for version in ("a\nb", 1, None):
         with pytest.raises(ConfigurationError, match="version="):
             SWRMiddleware(App(), cache=Cache(), version=version)

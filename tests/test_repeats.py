@@ -46,7 +46,7 @@ INVALIDATIONS = {
 
 @pytest.mark.parametrize("invalidate", INVALIDATIONS.values(), ids=INVALIDATIONS)
 @pytest.mark.parametrize("task", ["same", "another"])
-async def test_a_reader_before_the_commit_does_not_keep_the_old_value(cache, invalidate, task):
+async def test_value_read_before_the_commit_is_invalidated_again_after_it(cache, invalidate, task):
     shop = Shop(cache)
     assert await shop.read() == 1
     async with cache.until_committed():
@@ -60,7 +60,7 @@ async def test_a_reader_before_the_commit_does_not_keep_the_old_value(cache, inv
     assert await shop.read() == 2
 
 
-async def test_a_dependency_that_commits_after_the_response_needs_one_line(cache):
+async def test_until_committed_covers_a_dependency_that_commits_after_the_response(cache):
     shop, app = Shop(cache), FastAPI()
 
     async def transaction():
@@ -73,10 +73,10 @@ async def test_a_dependency_that_commits_after_the_response_needs_one_line(cache
         await cache.invalidate_tag("prices")
         return "done"
 
-    await post_twice(shop, app)
+    await read_post_and_read_again(shop, app)
 
 
-async def test_a_plain_def_endpoint_and_dependency_need_a_dependency_around_them(cache):
+async def test_until_committed_in_an_outer_dependency_covers_plain_def_functions(cache):
     shop, app = Shop(cache), FastAPI()
 
     async def until_committed():
@@ -92,10 +92,10 @@ async def test_a_plain_def_endpoint_and_dependency_need_a_dependency_around_them
         anyio.from_thread.run(cache.invalidate_tag, "prices")
         return "done"
 
-    await post_twice(shop, app)
+    await read_post_and_read_again(shop, app)
 
 
-async def test_behind_the_middleware_an_unsafe_request_needs_nothing(cache):
+async def test_middleware_repeats_invalidations_of_an_unsafe_request_by_itself(cache):
     shop, app = Shop(cache), FastAPI()
 
     async def transaction():
@@ -108,10 +108,10 @@ async def test_behind_the_middleware_an_unsafe_request_needs_nothing(cache):
         return "done"
 
     app.add_middleware(SWRMiddleware, cache=cache)
-    await post_twice(shop, app)
+    await read_post_and_read_again(shop, app)
 
 
-async def post_twice(shop, app):
+async def read_post_and_read_again(shop, app):
     assert await shop.read() == 1
     async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://test") as client:
         assert (await client.post("/price")).status_code == 200
@@ -119,7 +119,7 @@ async def post_twice(shop, app):
     assert await shop.read() == 2
 
 
-async def test_a_block_that_fails_or_is_cancelled_invalidates_all_the_same(cache):
+async def test_block_that_fails_or_is_cancelled_still_repeats_its_invalidations(cache):
     shop = Shop(cache)
     for price, end in ((2, "fail"), (3, "cancel")):
         await shop.read()
@@ -137,7 +137,7 @@ async def test_a_block_that_fails_or_is_cancelled_invalidates_all_the_same(cache
         assert await shop.read() == price
 
 
-async def test_what_is_invalidated_outside_or_in_another_cache_is_not_repeated(cache):
+async def test_invalidation_outside_the_block_or_of_another_cache_is_not_repeated(cache):
     events = []
     cache.subscribe(events.append, Invalidated)
     async with Cache() as other:
@@ -148,7 +148,7 @@ async def test_what_is_invalidated_outside_or_in_another_cache_is_not_repeated(c
     assert len(events) == 2
 
 
-async def test_a_block_inside_a_block_and_one_for_two_caches_repeat_at_each_end(cache):
+async def test_nested_blocks_repeat_an_invalidation_once_at_each_end(cache):
     events = []
     async with Cache() as other:
         other.subscribe(events.append, Invalidated)
@@ -160,7 +160,7 @@ async def test_a_block_inside_a_block_and_one_for_two_caches_repeat_at_each_end(
         assert len(events) == 4
 
 
-async def test_a_block_that_another_task_ends_notes_nothing_more(cache):
+async def test_block_ended_by_another_task_repeats_no_later_invalidation(cache):
     """As when a generator is closed by somebody else."""
     events, block = [], cache.until_committed()
     cache.subscribe(events.append, Invalidated)
@@ -183,7 +183,7 @@ class TestRedis:
     def anyio_backend(self):
         return "asyncio"
 
-    async def test_another_process_that_reads_before_the_commit_reads_anew_after_it(self, server: Server):
+    async def test_other_process_that_reads_before_the_commit_loads_again_after_it(self, server: Server):
         price = [1]
 
         async def load() -> int:

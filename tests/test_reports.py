@@ -130,7 +130,7 @@ def told(fleet, clock, **options):
     return state_of(clock(), fleet, Keys(), about(**options))
 
 
-def test_counts_are_differences_and_those_of_a_new_process_count_whole():
+def test_counts_are_differences_of_digests_and_whole_for_a_new_process():
     clock = Clock()
     fleet = Fleet(clock, clock)
     fleet.look({"a": digest_of("a", 1.0, [RowReport("x", False, fresh=1000)], started=1.0)}, is_whole=True)
@@ -159,7 +159,7 @@ def test_counts_are_differences_and_those_of_a_new_process_count_whole():
     assert points[0]["waited"] == 10
 
 
-def test_a_process_that_was_killed_before_anybody_looked_counts_as_gone_at_the_first_look():
+def test_process_with_an_old_digest_is_gone_at_the_first_look():
     clock = Clock()
     fleet = Fleet(clock, clock)
     digests = {"a": digest_of("a", clock() - 20), "b": digest_of("b", clock() - 1, pid=2)}
@@ -172,7 +172,7 @@ def test_a_process_that_was_killed_before_anybody_looked_counts_as_gone_at_the_f
     assert fleet.remembered.since(0.0)["marks"] == []
 
 
-def test_loads_of_one_loader_that_hang_are_one_problem():
+def test_hanging_loads_of_one_loader_are_one_problem():
     clock = Clock()
     fleet = Fleet(clock, clock)
     hanging = [HangingReport(f"x:{n}", "x", clock() - 10 - n, 300.0) for n in range(3)]
@@ -184,7 +184,7 @@ def test_loads_of_one_loader_that_hang_are_one_problem():
     ]
 
 
-def test_a_process_that_reports_late_is_no_peak_in_the_plots_and_in_the_figures():
+def test_late_report_of_a_process_makes_no_peak_in_plots_and_rates():
     """Redis was unreachable for thirty seconds: what the process did then is not what it does now."""
     clock = Clock()
     fleet = Fleet(clock, clock)
@@ -212,7 +212,7 @@ def test_a_process_that_reports_late_is_no_peak_in_the_plots_and_in_the_figures(
     assert state["rows"][0]["failed"] == 2
 
 
-def test_the_plots_mark_deploys_new_and_ended_processes_outages_and_invalidations():
+def test_plots_mark_deploys_processes_outages_and_invalidations():
     clock = Clock()
     fleet = Fleet(clock, clock)
     old = HappeningReport(3, 1.0, "Invalidated", "before anybody looked")
@@ -287,7 +287,7 @@ def test_the_plots_mark_deploys_new_and_ended_processes_outages_and_invalidation
     assert fleet.processes == {}
 
 
-def test_what_is_wrong_is_said_the_worst_first():
+def test_problems_are_listed_worst_first():
     clock = Clock()
     fleet = Fleet(clock, clock)
     failing = RowReport("x", False, failed=1, backoffs=2, retry_at=1001.0, error=("ValueError", "no", 999.0, "x:1"))
@@ -345,7 +345,7 @@ def test_what_is_wrong_is_said_the_worst_first():
     assert call_of("a", CallReport(1, 1.0, "k", "", "fresh"), Keys())["what"] == "k"
 
 
-def test_what_fails_is_said_to_fail_since_it_began_to():
+def test_failing_loader_or_route_is_a_problem_since_its_first_failure():
     clock = Clock()
     fleet = Fleet(clock, clock)
     rows = [RowReport("x", False), RowReport("/r", True)]
@@ -367,7 +367,7 @@ def test_what_fails_is_said_to_fail_since_it_began_to():
 
 
 @pytest.mark.parametrize("ahead", [-3600.0, 3600.0])
-def test_the_times_of_a_host_whose_clock_is_wrong_are_corrected_and_it_is_named(ahead):
+def test_times_of_a_host_with_a_wrong_clock_are_corrected_and_the_host_is_named(ahead):
     """Its process runs for a day; a load of its has just begun to hang."""
     clock = Clock()
     clock.now = 1e6
@@ -421,13 +421,13 @@ def test_the_times_of_a_host_whose_clock_is_wrong_are_corrected_and_it_is_named(
         encode(digest_of("a", 1.0, hot=(HotReport("k", "x", float("nan")),))),
     ],
 )
-def test_a_digest_that_another_has_written_is_none(data):
+def test_invalid_digest_decodes_to_none(data):
     assert decode(data) is None
     assert decode_faults(data[:100]) == ()
 
 
-def test_a_digest_is_about_2_kb():
-    """Forty loaders at work, one of them failing."""
+def test_digest_of_21_loaders_takes_1_to_2_kb():
+    """Twenty loaders at work, and one that fails."""
     error = ("ValueError", "x" * 200, 1e9, "ranking:" + "x" * 50)
     rows = [RowReport(f"ranking-{n}:{{group}}", False, 10**6, 10**4, 10**3, 10**6, 10**4, 10**3, 10**4, seconds=(9,) * 12)
             for n in range(20)]  # fmt: skip
@@ -436,7 +436,7 @@ def test_a_digest_is_about_2_kb():
     assert decode(data).rows[0] == rows[0]
 
 
-def test_a_loader_that_fails_has_a_row_of_its_own_however_many_there_are(monkeypatch):
+def test_failing_loader_has_its_own_row_among_more_than_40_loaders(monkeypatch):
     clock = Clock()
     monkeypatch.setattr("swr.reports.rows.time.time", clock)
     rows, late = Rows(), (False, "late")
@@ -464,13 +464,13 @@ def test_a_loader_that_fails_has_a_row_of_its_own_however_many_there_are(monkeyp
     assert told(fresh=108, failed=2, backoffs=1, error=error)[False, "other"].fresh == 112
 
 
-def test_of_too_many_loaders_that_fail_those_have_a_row_that_failed_last():
+def test_loaders_that_failed_last_have_rows_when_too_many_fail():
     many = [RowReport(f"x{number}", False, backoffs=1, error=("E", "t", number, None)) for number in range(200)]
     named = {row.name for row in Rows().told([RowReport(OTHER, False, fresh=1), *many])}
     assert named == {*(f"x{number}" for number in (*range(40), *range(180, 200))), OTHER}
 
 
-def test_a_load_whose_route_is_not_known_yet_counts_and_has_no_row():
+def test_load_of_an_unknown_route_counts_in_totals_but_has_no_row():
     clock = Clock()
     fleet = Fleet(clock, clock)
     rows = [RowReport("", True, in_flight=2), RowReport("x", True, in_flight=1)]
@@ -480,12 +480,12 @@ def test_a_load_whose_route_is_not_known_yet_counts_and_has_no_row():
     assert state["totals"]["in_flight"] == 3
 
 
-def test_of_many_loads_that_hang_each_loader_shows_its_longest():
+def test_longest_keeps_a_hanging_load_of_every_loader():
     loads = [(at, HangingReport(f"{row}:{at}", row, float(at))) for row, at in zip("aaaabc", range(6), strict=True)]
     assert [load.key for _, load in longest(loads, 4)] == ["a:0", "a:1", "b:4", "c:5"]
 
 
-def test_of_very_many_loaders_the_one_that_fails_comes_first_and_a_kind_of_fault_hides_no_other():
+def test_failing_loaders_come_first_and_excess_failures_are_one_problem():
     clock = Clock()
     fleet = Fleet(clock, clock)
     busy = [RowReport(f"busy{number}", False, fresh=100, in_flight=1) for number in range(60)]
@@ -516,14 +516,14 @@ def test_of_very_many_loaders_the_one_that_fails_comes_first_and_a_kind_of_fault
     ]
 
 
-def test_two_rows_add_up():
+def test_added_row_has_summed_counts_and_the_latest_error():
     one = RowReport("x", False, fresh=1, seconds=(1,), retry_at=5.0, error=("A", "a", 1.0, None))
     other = RowReport("y", False, fresh=2, seconds=(1, 2), error=("B", "b", 2.0, None))
     both = added(one, other)
     assert (both.name, both.fresh, both.seconds, both.retry_at, both.error[0]) == ("x", 3, (2, 2), 5.0, "B")
 
 
-def test_a_text_of_an_error_keeps_no_account_and_no_query():
+def test_cleaned_error_text_contains_no_credentials_and_no_query():
     assert (
         cleaned("GET https://ann:pw@h/p?token=t failed 'redis://h/0?password=p'")
         == "GET https://…@h/p?… failed 'redis://h/0?…'"
@@ -539,7 +539,7 @@ def test_a_text_of_an_error_keeps_no_account_and_no_query():
 # -- one process ------------------------------------------------------------------------------------------------------
 
 
-async def test_loaders_beyond_forty_share_a_row_and_the_digest_stays_short():
+async def test_loaders_beyond_forty_share_one_row_of_the_digest():
     async with Cache(reports=True) as cache:
         for number in range(50):
 
@@ -554,7 +554,7 @@ async def test_loaders_beyond_forty_share_a_row_and_the_digest_stays_short():
     assert other.missing == 10
 
 
-async def test_calls_are_collected_in_turns_and_what_is_left_out_is_counted():
+async def test_watched_calls_are_collected_up_to_64_and_the_rest_is_counted():
     async with Cache(reports=True) as cache:
 
         @cache.cached("x:{n}", fresh_for=60)
@@ -582,7 +582,7 @@ async def test_calls_are_collected_in_turns_and_what_is_left_out_is_counted():
         assert not cache.engine.events.reads
 
 
-async def test_a_key_that_another_process_loads_is_no_failure():
+async def test_backoff_without_an_error_is_not_among_the_soonest_retries():
     async with Cache(reports=True) as cache:
         backoffs = cache.engine.backoffs
         backoffs.begin("k", 5.0, None)
@@ -592,7 +592,7 @@ async def test_a_key_that_another_process_loads_is_no_failure():
         assert 0 < left <= 3.0
 
 
-async def test_rare_events_are_told_in_sentences():
+async def test_rare_events_are_reported_as_sentences():
     async with Cache(reports=True) as cache:
         publish = cache.engine.events.publish
         publish(CommandRefused, "OOM at redis://u:p@h")
@@ -631,7 +631,7 @@ async def test_rare_events_are_told_in_sentences():
     ]  # fmt: skip
 
 
-async def test_a_load_that_runs_long_hangs(monkeypatch):
+async def test_long_running_load_is_reported_as_hanging(monkeypatch):
     async with Cache(reports=True, lease_for=7) as cache:
         gate, begun = asyncio.Event(), asyncio.Event()
 
@@ -656,7 +656,7 @@ async def test_a_load_that_runs_long_hangs(monkeypatch):
     assert {(one.key, one.row, one.timeout) for one in hanging} == {("slow:1", "slow:{n}", 50.0), ("k", "", 70.0)}
 
 
-async def test_of_many_loads_that_hang_only_those_that_are_reported_are_looked_at_closely(monkeypatch):
+async def test_timeouts_are_computed_only_for_the_ten_reported_hanging_loads(monkeypatch):
     """A digest is made once a second on the event loop, and a database that hangs may have thousands of loads hang."""
     monkeypatch.setattr("swr.reports.reporter._HANGS_AFTER", 0.0)
     asked, gate = [], anyio.Event()
@@ -679,7 +679,7 @@ async def test_of_many_loads_that_hang_only_those_that_are_reported_are_looked_a
     assert len(asked) == 10
 
 
-def test_a_process_gets_another_id_after_a_fork(monkeypatch):
+def test_forked_process_gets_a_new_id(monkeypatch):
     reporter = Cache(reports=True).report()
     before = reporter.id
     assert reporter.id == before
@@ -687,7 +687,7 @@ def test_a_process_gets_another_id_after_a_fork(monkeypatch):
     assert reporter.id != before
 
 
-async def test_a_cache_that_is_configured_later_goes_on_reporting(server):
+async def test_cache_keeps_its_reporter_when_it_is_configured_later(server):
     cache = Cache(reports=True)
     cache.report().faults.is_allowed = True
     cache.configure(server.url, release="2")
@@ -700,7 +700,7 @@ async def test_a_cache_that_is_configured_later_goes_on_reporting(server):
             Cache(**options)
 
 
-def test_the_environment_says_whether_to_report(monkeypatch):
+def test_environment_variables_set_reports_and_release(monkeypatch):
     monkeypatch.setenv("SWR_REPORTS", "yes")
     monkeypatch.setenv("SWR_RELEASE", "abc")
     assert Cache.from_env().reporter.digest().release == "abc"
@@ -709,7 +709,7 @@ def test_the_environment_says_whether_to_report(monkeypatch):
         Cache.from_env()
 
 
-def test_on_trio_in_memory_a_dashboard_works():
+def test_dashboard_works_on_trio_without_redis():
     async def look():
         async with Cache() as cache:
             page = page_of(cache)
@@ -725,7 +725,7 @@ def test_on_trio_in_memory_a_dashboard_works():
 # -- a fleet ----------------------------------------------------------------------------------------------------------
 
 
-async def test_a_dashboard_shows_every_process_and_which_has_ended(server, quick, monkeypatch):
+async def test_dashboard_shows_every_process_and_marks_ended_ones(server, quick, monkeypatch):
     monkeypatch.setattr(fleet_module, "GONE_AFTER", 1.0)
     async with Cache(server.url) as own, page_of(own, actions=True, simulate=True) as http:
         # What was there before the first look is no deploy.
@@ -812,7 +812,7 @@ async def test_a_dashboard_shows_every_process_and_which_has_ended(server, quick
             await state_when(http, lambda state: not any(one["gone"] for one in state["processes"]))
 
 
-async def test_one_of_several_processes_simulates_a_failure_and_another_that_was_slower_does_not(server, quick):
+async def test_simulated_failure_happens_in_only_one_process(server, quick):
     async with Cache(server.url, reports=True, timeout=60) as one, Cache(server.url, reports=True, timeout=60) as other:
         fault = Fault("f", "fail-next", "x:{n}", 0.0, time.time() + 60)
         odd = Fault("o", "odd", "x:{n}", 0.0, time.time() + 60)
@@ -836,7 +836,7 @@ async def test_one_of_several_processes_simulates_a_failure_and_another_that_was
         assert await load(2) == 2
 
 
-async def test_while_redis_is_unreachable_a_failure_is_simulated_here(own_server):
+async def test_failure_is_simulated_locally_while_redis_is_unreachable(own_server):
     async with Cache(own_server.url, timeout=0.2, reports=True) as cache:
 
         @cache.cached("x:{n}", fresh_for=60)
@@ -854,7 +854,7 @@ async def test_while_redis_is_unreachable_a_failure_is_simulated_here(own_server
         own_server.resume()
 
 
-async def test_a_large_fleet_is_looked_at_in_a_thread_and_its_calls_are_bounded(server, quick):
+async def test_large_fleet_is_shown_with_at_most_100_calls_and_100_events(server, quick):
     """Two hundred processes with forty loaders each would hold the event loop for a tenth of a second."""
     rows = [RowReport(f"x{number}", False, fresh=number) for number in range(40)]
     async with Cache(server.url, namespace="n") as cache, page_of(cache) as http:
@@ -876,7 +876,7 @@ async def test_a_large_fleet_is_looked_at_in_a_thread_and_its_calls_are_bounded(
         assert (len(told["events"]), told["dropped"]) == (100, 20 * 20 - 100)
 
 
-def test_processes_without_end_fill_no_memory_and_no_page(monkeypatch):
+def test_known_processes_are_limited_in_memory_and_on_the_page(monkeypatch):
     """A deploy that restarts over and over, or a program that writes what it likes into Redis."""
     monkeypatch.setattr(fleet_module, "_MOST_KNOWN", 80)
     clock = Clock()
@@ -890,7 +890,7 @@ def test_processes_without_end_fill_no_memory_and_no_page(monkeypatch):
     assert [one["id"] for one in told(fleet, clock)["processes"]] == [f"p{n:03}" for n in range(30, 80)]
 
 
-async def test_digests_that_another_has_written_fill_no_memory(server, quick, monkeypatch):
+async def test_foreign_digests_are_limited_in_number_and_size(server, quick, monkeypatch):
     """More and longer ones than the processes of a fleet write: a dashboard asks for the newest."""
     monkeypatch.setattr(digests_module, "_LIMITS", (5, 20, 5000, 9000))
     async with Cache(server.url, namespace="n", reports=True) as cache:
@@ -913,7 +913,7 @@ async def test_digests_that_another_has_written_fill_no_memory(server, quick, mo
         assert {*await digests.read()} == {"b", "a"}
 
 
-async def test_half_a_character_in_a_key_does_not_end_the_reports(server, quick, caplog):
+async def test_lone_surrogate_in_a_key_does_not_stop_the_reports(server, quick, caplog):
     """A client can write one in JSON, and a key may hold it."""
     async with Cache(server.url, release="\udcff") as cache, page_of(cache, actions=True, simulate=True) as http:
 
@@ -936,7 +936,7 @@ async def test_half_a_character_in_a_key_does_not_end_the_reports(server, quick,
     assert "could not make the digest" not in caplog.text
 
 
-async def test_dashboards_of_one_namespace_understand_the_ids_of_each_other(server, quick):
+async def test_dashboards_of_one_namespace_accept_key_ids_of_each_other(server, quick):
     async with Cache(server.url) as one, Cache(server.url) as other, page_of(one) as first, page_of(other) as second:
         await first.get("/state")
         await second.get("/state")
@@ -946,7 +946,7 @@ async def test_dashboards_of_one_namespace_understand_the_ids_of_each_other(serv
     assert "secret" not in json.dumps(shown)
 
 
-async def test_what_lies_in_redis_and_is_none_of_swr_does_no_harm(server, quick):
+async def test_foreign_data_in_redis_does_not_break_the_dashboard(server, quick):
     server.command("SET", "n:{!}ds", "short")
     async with Cache(server.url, namespace="n") as cache, page_of(cache) as http:
         server.command("HSET", "n:{!}d", "x", "junk")
@@ -976,7 +976,7 @@ async def test_what_lies_in_redis_and_is_none_of_swr_does_no_harm(server, quick)
         assert cache.engine.is_store_up
 
 
-async def test_a_digest_that_redis_refuses_is_logged_once_and_nothing_else_suffers(server, quick, caplog):
+async def test_refused_digest_is_logged_once_and_the_store_stays_reachable(server, quick, caplog):
     server.command("SET", "n:{!}d", "no hash")
     async with Cache(server.url, namespace="n", reports=True) as cache:
         with anyio.fail_after(60):
@@ -996,13 +996,13 @@ async def test_a_digest_that_redis_refuses_is_logged_once_and_nothing_else_suffe
         ("NOREPLICAS Not enough good replicas to write.", "no dashboard shows it"),
     ],
 )
-async def test_a_digest_that_redis_refuses_is_logged_with_the_remedy(server, caplog, reply, remedy):
+async def test_refused_digest_is_logged_with_the_remedy(server, caplog, reply, remedy):
     async with Cache(server.url, reports=True) as cache:
         cache.engine.store.store.digests._on_reply(error_of(reply))
     assert caplog.messages[0].endswith(remedy)
 
 
-async def test_a_reply_that_was_lost_says_nothing(server, caplog):
+async def test_lost_reply_to_a_digest_is_not_logged(server, caplog):
     async with Cache(server.url, reports=True) as cache:
         digests = cache.engine.store.store.digests
         digests._on_reply(StoreUnavailable("the connection broke"))
@@ -1011,7 +1011,7 @@ async def test_a_reply_that_was_lost_says_nothing(server, caplog):
     assert caplog.text == ""
 
 
-async def test_a_digest_that_cannot_be_made_is_logged_and_the_link_stays(server, quick, caplog, monkeypatch):
+async def test_error_in_making_a_digest_is_logged_and_the_connection_stays_up(server, quick, caplog, monkeypatch):
     async with Cache(server.url, reports=True) as cache:
         monkeypatch.setattr(cache.report(), "digest", lambda: 1 / 0)
         with anyio.fail_after(60):
@@ -1021,7 +1021,7 @@ async def test_a_digest_that_cannot_be_made_is_logged_and_the_link_stays(server,
         assert cache.engine.store.store.digests.reports is None
 
 
-async def test_digests_that_redis_loses_come_back_with_the_next_report(server, quick):
+async def test_digests_lost_by_redis_return_with_the_next_report(server, quick):
     async with Cache(server.url, namespace="n", reports=True) as cache, Cache(server.url, namespace="n") as watching:
         digests = watching.engine.store.store.digests
         for _ in range(2):
@@ -1031,7 +1031,7 @@ async def test_digests_that_redis_loses_come_back_with_the_next_report(server, q
             server.command("DEL", "n:{!}d", "n:{!}dt")
 
 
-async def test_processes_that_have_ended_leave_redis(server, quick, monkeypatch):
+async def test_digests_of_ended_processes_are_removed_from_redis(server, quick, monkeypatch):
     async with Cache(server.url, namespace="n", reports=True) as cache:
         server.command("HSET", "n:{!}d", "old", "x")
         server.command("ZADD", "n:{!}dt", "1", "old")
@@ -1042,7 +1042,7 @@ async def test_processes_that_have_ended_leave_redis(server, quick, monkeypatch)
         assert 0 < int(server.command("PTTL", "n:{!}d")[1:]) <= 60_000
 
 
-async def test_while_redis_is_unreachable_the_page_shows_this_process_and_says_so(own_server, quick):
+async def test_page_shows_only_this_process_while_redis_is_unreachable(own_server, quick):
     async with Cache(own_server.url, timeout=0.3) as cache, page_of(cache, actions=True, simulate=True) as http:
 
         @cache.cached("x:{n}", fresh_for=60)
@@ -1068,9 +1068,7 @@ async def test_while_redis_is_unreachable_the_page_shows_this_process_and_says_s
         assert kinds[-2:] == ["outage", "reachable"]
 
 
-async def test_while_redis_is_unreachable_a_page_beside_the_fleet_shows_no_process_and_marks_the_outage(
-    own_server, quick
-):
+async def test_standalone_dashboard_shows_no_process_while_redis_is_unreachable(own_server, quick):
     async with Cache(own_server.url, timeout=0.3) as cache:
         hub = hub_module.Hub(cache, Keys(), actions=False, simulate=False, beside=True)
         await hub.begin()
@@ -1091,7 +1089,7 @@ async def test_while_redis_is_unreachable_a_page_beside_the_fleet_shows_no_proce
         await marked("reachable")
 
 
-async def test_while_redis_has_no_memory_left_every_process_is_shown_and_the_page_says_so(server, quick):
+async def test_page_shows_every_process_and_a_problem_while_redis_has_no_memory(server, quick):
     async with (
         Cache(server.url, namespace="n", reports=True) as other,
         Cache(server.url, namespace="n") as cache,
@@ -1115,7 +1113,7 @@ async def test_while_redis_has_no_memory_left_every_process_is_shown_and_the_pag
             assert problems[0].endswith("raise maxmemory, or set maxmemory-policy to volatile-lru.")
 
 
-async def test_where_redis_takes_no_digest_the_page_shows_this_process_and_says_why(server, quick):
+async def test_page_shows_only_this_process_and_why_if_redis_refuses_digests(server, quick):
     async with Cache(server.url, namespace="n") as cache, page_of(cache) as http:
         await state_when(http, lambda state: state["fleet"])
         server.command("ACL", "SETUSER", "default", "-zadd")
@@ -1155,7 +1153,7 @@ async def test_dead_letters_are_shown_retried_and_purged(server, quick):
             assert response.status_code == 400
 
 
-async def test_on_a_cluster_the_fleet_is_shown_too(quick):
+async def test_dashboard_shows_the_fleet_on_a_cluster(quick):
     with ClusterOfSix(kinds()[0]) as cluster:
         async with (
             Cache(cluster.url, timeout=2) as own,
@@ -1184,7 +1182,7 @@ def interrupt_after(look):
     return seen, thread
 
 
-def test_swr_dashboard_shows_the_fleet_beside_it(server, monkeypatch, capsys):
+def test_swr_dashboard_command_serves_the_page_without_reporting_itself(server, monkeypatch, capsys):
     monkeypatch.setenv("SWR_DASHBOARD_AUTH", "ann:pw")
     monkeypatch.setenv("SWR_DASHBOARD_TOKEN", "job")
     port = free_port()
@@ -1222,7 +1220,7 @@ def test_swr_dashboard_shows_the_fleet_beside_it(server, monkeypatch, capsys):
         (["top"], {}, "where is Redis"),
     ],
 )
-def test_what_cannot_work_is_said_at_once(monkeypatch, capsys, arguments, environment, said):
+def test_dashboard_or_top_with_invalid_configuration_exits_2(monkeypatch, capsys, arguments, environment, said):
     for name in ("SWR_DASHBOARD_AUTH", "SWR_DASHBOARD_TOKEN", "SWR_REDIS_URL"):
         monkeypatch.delenv(name, raising=False)
     for name, value in environment.items():
@@ -1231,7 +1229,7 @@ def test_what_cannot_work_is_said_at_once(monkeypatch, capsys, arguments, enviro
     assert said in capsys.readouterr().err
 
 
-def test_a_server_that_ends_by_itself_is_no_failure(server, monkeypatch, capsys):
+def test_swr_dashboard_exits_0_when_its_server_ends_by_itself(server, monkeypatch, capsys):
     import uvicorn
 
     async def serve(self, sockets):
@@ -1245,13 +1243,13 @@ def test_a_server_that_ends_by_itself_is_no_failure(server, monkeypatch, capsys)
 
 
 @pytest.mark.parametrize(("command", "module"), [("dashboard", "uvicorn"), ("top", "rich.console")])
-def test_a_package_that_is_missing_is_named(monkeypatch, capsys, command, module):
+def test_missing_package_is_reported_with_the_install_command(monkeypatch, capsys, command, module):
     monkeypatch.setitem(__import__("sys").modules, module, None)
     assert main([command, "--redis", "redis://x"]) == 1
     assert "pip install 'swr[dashboard]'" in capsys.readouterr().err
 
 
-def test_swr_top_shows_the_fleet_once_and_again(server, quick, monkeypatch, capsys):
+def test_swr_top_shows_the_fleet_once_or_until_interrupted(server, quick, monkeypatch, capsys):
     monkeypatch.setenv("COLUMNS", "80")
     ready, done = threading.Event(), threading.Event()
 
@@ -1299,7 +1297,7 @@ def test_swr_top_shows_the_fleet_once_and_again(server, quick, monkeypatch, caps
         thread.join()
 
 
-def test_while_redis_is_unreachable_no_figure_is_that_of_processes_that_nobody_sees():
+def test_figures_exclude_processes_that_cannot_be_seen_while_redis_is_unreachable():
     clock = Clock()
     fleet, beside = Fleet(clock, clock), Fleet(clock, clock)
     for reads in (100, 160):
@@ -1319,7 +1317,7 @@ def test_while_redis_is_unreachable_no_figure_is_that_of_processes_that_nobody_s
     assert [point["fresh"] for point in beside.remembered.since(0.0)["points"]] == [120]
 
 
-def test_swr_top_tells_how_many_processes_are_silent():
+def test_swr_top_counts_silent_processes():
     clock = Clock()
     fleet = Fleet(clock, clock)
     digests = {"a": digest_of("a", clock()), "b": digest_of("b", clock(), pid=2)}
@@ -1329,7 +1327,7 @@ def test_swr_top_tells_how_many_processes_are_silent():
     assert "2 processes, 0 reads/s" in top._lines(told(fleet, clock))[0].plain
 
 
-def test_swr_top_once_fails_where_redis_is_unreachable(capsys):
+def test_swr_top_once_exits_1_if_redis_is_unreachable(capsys):
     """A check of a deploy must not take silence for health."""
     where = ("--redis", f"redis://127.0.0.1:{free_port()}/0")
     assert main(["top", "--once", *where]) == 1
@@ -1341,7 +1339,7 @@ def test_swr_top_once_fails_where_redis_is_unreachable(capsys):
     assert json.loads(capsys.readouterr().out)["fleet"] is False
 
 
-def test_swr_top_says_what_is_wrong_and_obeys_no_name():
+def test_swr_top_lists_problems_and_escapes_control_characters_in_names():
     clock = Clock()
     fleet = Fleet(clock, clock)
     fleet.look(
@@ -1375,7 +1373,7 @@ def test_swr_top_says_what_is_wrong_and_obeys_no_name():
         assert words in text
 
 
-async def test_a_look_that_nobody_watches_asks_the_processes_for_nothing(server):
+async def test_hub_asks_processes_for_details_only_while_it_is_watched(server):
     async with Cache(server.url, namespace="unwatched") as cache:
         hub = hub_module.Hub(cache, Keys(), actions=False, simulate=False, beside=True)
         await hub.begin()

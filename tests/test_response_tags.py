@@ -36,10 +36,10 @@ async def states(http, *paths, **headers):
     return [(await http.get(path, headers=headers)).headers["swr-state"] for path in paths]
 
 
-class TestTheDecorator:
+class TestDecorator:
     @pytest.mark.parametrize("runs_in_thread", [False, True])
     @pytest.mark.parametrize("has_login", [False, True])
-    async def test_each_item_of_what_the_endpoint_returns_can_be_invalidated_by(self, cache, runs_in_thread, has_login):
+    async def test_tags_function_makes_tags_from_returned_value_and_parameters(self, cache, runs_in_thread, has_login):
         app = FastAPI()
         app.add_middleware(SWRMiddleware, cache=cache)
 
@@ -74,7 +74,7 @@ class TestTheDecorator:
             await cache.invalidate_tag("flight:3")
             assert "missing" not in await states(http, "/a", "/b", **fields)
 
-    async def test_of_starlette_it_gets_the_response_and_a_confirmed_one_keeps_its_tags(self, cache):
+    async def test_tags_function_receives_starlette_response_and_a_304_keeps_its_tags(self, cache):
         async def items(request: Request) -> JSONResponse:
             is_known = request.headers.get("if-none-match") == '"1"'
             return JSONResponse([1], 304 if is_known else 200, {"etag": '"1"', "cache-control": "no-cache"})
@@ -91,7 +91,7 @@ class TestTheDecorator:
             assert "304" not in (await http.get("/x")).headers["cache-status"]
 
     @pytest.mark.parametrize("has_login", [False, True])
-    async def test_what_it_cannot_tag_is_not_stored_and_that_is_logged_once(self, cache, caplog, has_login):
+    async def test_response_is_not_stored_and_logged_once_if_its_tags_function_fails(self, cache, caplog, has_login):
         app = FastAPI()
         app.add_middleware(SWRMiddleware, cache=cache)
 
@@ -110,7 +110,7 @@ class TestTheDecorator:
         assert sum("tags= of" in record.getMessage() for record in caplog.records) == 1
 
     @pytest.mark.parametrize("tags", [lambda: ["x"], lambda value, other: [], lambda *, value: []])
-    def test_a_function_that_takes_something_else_is_refused(self, tags):
+    def test_tags_function_with_unsuitable_parameters_is_rejected(self, tags):
         async def flights(group: str) -> None:
             pass
 
@@ -119,7 +119,7 @@ class TestTheDecorator:
         with pytest.raises(ConfigurationError, match="tags="):
             Rule("/{group}", fresh_for=60, tags=tags)
 
-    def test_a_function_that_does_not_say_what_it_takes_gets_what_is_answered(self, monkeypatch):
+    def test_tags_function_without_signature_receives_the_response_alone(self, monkeypatch):
         def silent(function):
             raise ValueError(f"no signature found for {function!r}")
 
@@ -127,8 +127,8 @@ class TestTheDecorator:
         assert ResponseTags(tuple, "x", ()).bound({})(["a"]) == ("a",)
 
 
-class TestARule:
-    async def test_each_item_of_the_content_can_be_invalidated_by(self, cache):
+class TestRule:
+    async def test_tags_function_of_a_rule_receives_content_and_path_parameters(self, cache):
         app = App([(b"content-type", b"application/json")], body=b"[1, 2]")
         rule = Rule("/{name}", fresh_for=60, tags=lambda content, name="": [f"{name}:{id}" for id in content.json()])
         async with client(SWRMiddleware(app, cache, [rule])) as http:
@@ -146,7 +146,7 @@ class TestARule:
             ([(b"content-type", b"application/json")], b'"one string"'),
         ],
     )
-    async def test_what_it_cannot_tag_is_not_stored(self, cache, headers, body):
+    async def test_response_is_not_stored_if_the_tags_of_its_rule_cannot_be_made(self, cache, headers, body):
         app = App(headers, body=body)
         rule = Rule(
             "/x", fresh_for=60, tags=lambda content: [f"{id}" for id in content.json()] if len(body) > 12 else "x"
@@ -156,7 +156,7 @@ class TestARule:
             answer = await http.get("/x")
             assert answer.headers["cache-status"] == 'swr; fwd=uri-miss; detail="tags"'
 
-    async def test_a_post_is_not_stored_for_get_without_its_tags(self, cache):
+    async def test_post_response_is_not_stored_for_get_if_its_rule_has_a_tags_function(self, cache):
         fields = {"cache-control": "max-age=60", "content-location": "/x"}
         origin = Origin((200, fields, "[1]"))
         rule = Rule("/x", fresh_for=60, tags=lambda content: ["a"])
@@ -174,7 +174,7 @@ class TestFields:
             ("xkey", "a b,c", ["a", "b", "c", "b,c"]),
         ],
     )
-    async def test_a_response_can_be_invalidated_by_what_its_fields_name(self, cache, name, value, tags):
+    async def test_response_is_invalidated_by_each_tag_in_its_fields(self, cache, name, value, tags):
         app = App([(b"cache-control", b"max-age=60"), (name.encode(), value.encode()), (name.encode(), b"more")])
         async with client(SWRMiddleware(app, cache)) as http:
             for tag in [*tags, "more"]:
@@ -183,14 +183,14 @@ class TestFields:
             assert (await http.get("/x")).headers[name] == f"{value}, more"
 
     @pytest.mark.parametrize("coding", ["latin-1", "utf-8"])
-    async def test_a_tag_beyond_ascii_reaches_its_response_in_whichever_coding_the_app_sends_it(self, cache, coding):
+    async def test_non_ascii_tag_invalidates_a_response_sent_in_either_encoding(self, cache, coding):
         app = App([(b"cache-control", b"max-age=60"), (b"surrogate-key", "größe".encode(coding))])
         async with client(SWRMiddleware(app, cache)) as http:
             await states(http, "/x")
             await cache.invalidate_tag("größe")
             assert await states(http, "/x") == ["missing"]
 
-    async def test_fields_of_other_names_and_none_at_all_can_be_named(self, cache):
+    async def test_option_tag_fields_replaces_the_default_fields(self, cache):
         app = App([(b"cache-control", b"max-age=60"), (b"edge-cache-tag", b"a,b"), (b"xkey", b"x")])
         async with client(SWRMiddleware(app, cache, tag_fields=["Edge-Cache-Tag"])) as http:
             await states(http, "/x")
@@ -199,7 +199,7 @@ class TestFields:
             await cache.invalidate_tag("b")
             assert await states(http, "/x") == ["missing"]
 
-    async def test_clients_do_not_get_them_where_they_are_stripped_and_a_304_keeps_the_tags(self, cache):
+    async def test_stripped_tag_fields_are_not_sent_and_a_304_keeps_the_tags(self, cache):
         fields = {"cache-control": "no-cache", "etag": '"1"', "surrogate-key": "a"}
         origin = Origin((200, fields, "x"), (200, {**fields, "surrogate-key": None}, "x"))
         async with client(SWRMiddleware(origin, cache, strip_tag_fields=True)) as http:
@@ -214,7 +214,7 @@ class TestFields:
             await cache.invalidate_tag("a")
             assert "304" not in (await http.get("/x")).headers["cache-status"]
 
-    async def test_a_response_with_too_many_is_not_stored(self, cache):
+    async def test_response_with_too_many_or_too_long_tags_is_not_stored(self, cache):
         for value in (b" ".join(b"%d" % number for number in range(MOST_TAGS + 1)), b"x" * (LONGEST_TAG + 1)):
             app = App([(b"cache-control", b"max-age=60"), (b"surrogate-key", value)])
             async with client(SWRMiddleware(app, cache)) as http:
@@ -222,7 +222,7 @@ class TestFields:
                 assert answer.headers["cache-status"] == 'swr; fwd=uri-miss; detail="too many tags"'
             await cache.clear()
 
-    async def test_confirmations_do_not_add_up_tags_without_end(self, cache):
+    async def test_response_is_not_stored_when_confirmations_add_too_many_tags(self, cache):
         fields = {"cache-control": "no-cache", "etag": '"1"'}
         origin = Origin(
             *(
@@ -235,5 +235,5 @@ class TestFields:
         assert ["stored" in status for status in how] == [True, True, True, False]
 
 
-def test_a_tag_counts_as_every_text_that_its_bytes_may_be():
+def test_tag_is_decoded_in_every_possible_encoding():
     assert tags_in([(b"Xkey", b"\xff \xc3\xa9")], [b"xkey"]) == ("ÿ", "é", "Ã©")

@@ -31,7 +31,7 @@ def value(number, policy=POLICY):
 
 
 class TestSet:
-    async def test_a_set_value_is_the_answer_everywhere(self, url):
+    async def test_set_value_is_returned_by_every_process_without_a_load(self, url):
         async with Cache(url) as one, Cache(url) as other:
             rank = define(one)
             assert await rank("ATL") == [1]
@@ -41,7 +41,7 @@ class TestSet:
             if url is not None:
                 assert await define(other)(group="ATL") == [7]
 
-    async def test_a_process_that_holds_an_older_value_drops_it(self, server: Server):
+    async def test_set_removes_the_older_value_from_other_processes(self, server: Server):
         async with Cache(server.url) as one, Cache(server.url) as other:
             rank, elsewhere = define(one), define(other)
             assert await rank("ATL") == await elsewhere("ATL") == [1]
@@ -50,7 +50,7 @@ class TestSet:
             assert await elsewhere("ATL") == [7]
             assert elsewhere.calls == []
 
-    async def test_the_policy_the_tags_and_the_age_are_those_of_a_load(self, cache, clock):
+    async def test_set_value_has_the_policy_tags_and_age_of_a_loaded_one(self, cache, clock):
         rank = define(cache, tags=("group:{group}", "all"))
         await rank.set([7], "ATL")
         clock.advance(10)
@@ -63,7 +63,7 @@ class TestSet:
             await cache.invalidate_tag(tag)
             assert await rank.peek("ATL") is None
 
-    async def test_fresh_says_what_counts_for_this_value(self, cache, clock):
+    async def test_fresh_overrides_duration_tags_and_validator_of_a_set_value(self, cache, clock):
         seen = []
 
         @cache.cached("asks", fresh_for=60, tags=("a",))
@@ -84,7 +84,7 @@ class TestSet:
         assert seen[-1] == "v3"
 
     @pytest.mark.parametrize("answer", [NOT_MODIFIED, "coroutine"])
-    async def test_what_is_no_value_is_refused_and_changes_nothing(self, cache, answer):
+    async def test_set_of_not_modified_or_a_coroutine_is_refused_and_changes_nothing(self, cache, answer):
         rank = define(cache)
         await rank("ATL")
         if answer == "coroutine":
@@ -95,7 +95,7 @@ class TestSet:
         if answer is not NOT_MODIFIED:
             answer.close()
 
-    async def test_a_value_that_cannot_be_stored_is_an_error_and_leaves_nothing_older(self, server: Server):
+    async def test_set_of_a_value_that_cannot_be_stored_raises_and_leaves_no_older_value(self, server: Server):
         async with Cache(server.url) as cache:
             rank = define(cache)
             await rank("ATL")
@@ -104,7 +104,7 @@ class TestSet:
             # Nor a lease for which the next reader would wait.
             assert await rank("ATL") == [2]
 
-    async def test_with_copy_the_stored_value_is_not_the_callers(self, cache):
+    async def test_set_with_copy_stores_a_copy_of_the_value(self, cache):
         rank, mine = define(cache, copy=True), [7]
         await rank.set(mine, "ATL")
         mine.append(8)
@@ -112,7 +112,7 @@ class TestSet:
         (await rank.peek("ATL")).value.append(8)
         assert await rank("ATL") == [7]
 
-    async def test_a_method_has_it_too(self, cache):
+    async def test_method_loader_has_set_and_peek(self, cache):
         class Service:
             @cache.cached("s:{group}", fresh_for=60, ignore=("self",))
             async def rank(self, group: str) -> int:
@@ -123,7 +123,7 @@ class TestSet:
         assert await service.rank("ATL") == 5
         assert (await service.rank.peek("ATL")).value == 5
 
-    async def test_jitter_shortens_it_and_how_long_a_load_takes_is_remembered(self, two, clock):
+    async def test_jitter_shortens_a_set_value_and_the_load_time_is_kept(self, two, clock):
         engine = two[0].engine
         job = Job()
 
@@ -136,7 +136,7 @@ class TestSet:
         entry = two[0].store.peek("k")
         assert (entry.fresh_until - entry.created_at, entry.took) == (0, 3)
 
-    async def test_by_key_it_is_what_get_or_load_finds(self, url):
+    async def test_value_set_by_key_is_found_by_get_or_load_and_peek(self, url):
         async with Cache(url) as cache:
             policy = Policy(fresh_for=60)
 
@@ -150,7 +150,7 @@ class TestSet:
             assert (await cache.get_or_load("u", lambda: 2, policy)).value == 1
             assert await cache.peek("nothing") is None
 
-    async def test_what_cannot_work_is_refused(self, cache):
+    async def test_set_or_peek_with_an_invalid_key_or_policy_is_refused(self, cache):
         with pytest.raises(ConfigurationError, match="not a string"):
             await cache.set(1, 1, Policy(1))
         with pytest.raises(ConfigurationError, match="not a Policy"):
@@ -158,7 +158,7 @@ class TestSet:
         with pytest.raises(ConfigurationError, match="not a string"):
             await cache.peek(1)
 
-    async def test_its_event_is_that_of_a_commit(self, cache):
+    async def test_set_emits_a_committed_event(self, cache):
         rank, events = define(cache), []
         cache.subscribe(events.append, Committed, CommitRejected)
         await rank.set([7], "ATL")
@@ -166,7 +166,7 @@ class TestSet:
 
 
 class TestOff:
-    async def test_while_the_cache_is_off_nothing_is_stored_or_found_and_nothing_older_stays(self, cache):
+    async def test_set_in_a_disabled_block_stores_nothing_and_removes_the_older_value(self, cache):
         rank = define(cache)
         await rank("ATL")
         with cache.disabled():
@@ -174,7 +174,7 @@ class TestOff:
             assert await rank.set([7], "ATL") is False
         assert await rank.peek("ATL") is None
 
-    async def test_of_a_cache_that_is_never_on(self):
+    async def test_set_and_peek_do_nothing_in_a_cache_that_is_always_off(self):
         async with Cache(enabled=False) as cache:
             rank = define(cache)
             assert await rank.set([7], "ATL") is False
@@ -189,7 +189,7 @@ class TestFence:
     def anyio_backend(self, request):
         return request.param
 
-    async def test_a_load_that_began_before_does_not_overwrite_it(self, two):
+    async def test_load_begun_before_a_set_does_not_overwrite_its_value(self, two):
         one, other = two
         job = Job()
         job.gate = anyio.Event()
@@ -208,7 +208,7 @@ class TestFence:
         assert (await one.engine.fetch("k", job)).value == 7
         assert job.runs == 1
 
-    async def test_a_refresh_that_began_before_does_not_overwrite_it(self, two, clock):
+    async def test_refresh_begun_before_a_set_does_not_overwrite_its_value(self, two, clock):
         one, _ = two
         await one.engine.fetch("k", Job())
         clock.advance(61)
@@ -223,7 +223,7 @@ class TestFence:
             outcome = await process.engine.fetch("k", job)
             assert (outcome.value, outcome.state) == (7, State.FRESH)
 
-    async def test_a_reader_who_waits_for_the_lease_gets_it(self, two):
+    async def test_reader_waiting_for_the_lease_gets_the_set_value(self, two):
         one, other = two
         job = Job()
         job.gate = anyio.Event()
@@ -245,7 +245,7 @@ class TestFence:
         assert mine.runs == 0
 
     @pytest.mark.parametrize("which", ["key", "tag", "clear", "set"])
-    async def test_what_comes_while_it_is_under_way_outdates_it(self, two, which):
+    async def test_invalidation_or_another_set_during_a_set_rejects_its_commit(self, two, which):
         one, other = two
         policy = Policy(60, tags=("t",))
         events = []
@@ -268,7 +268,7 @@ class TestFence:
             found = await process.engine.entries.peek("k", Job.codec)
             assert (found and found.value) == (8 if which == "set" else None)
 
-    async def test_a_set_that_is_cancelled_leaves_no_lease(self, two):
+    async def test_cancelled_set_leaves_no_lease(self, two):
         one, _ = two
         scope = anyio.CancelScope()
 
@@ -284,7 +284,7 @@ class TestFence:
 
 
 class TestAnOutage:
-    async def test_this_process_serves_it_and_afterwards_all_load(self, two):
+    async def test_set_value_serves_this_process_in_an_outage_and_all_load_afterwards(self, two):
         one, other = two
         job = Job(lambda run: run + 10)
         for process in two:
@@ -300,7 +300,7 @@ class TestAnOutage:
         assert (await one.engine.fetch("k", job)).value == 12
 
     @pytest.mark.parametrize("what", ["seize", "commit"])
-    async def test_a_lost_reply_leaves_nothing_older_and_no_lease(self, two, what):
+    async def test_lost_reply_of_a_set_leaves_no_older_value_and_no_lease(self, two, what):
         one, _ = two
         job = Job(lambda run: run + 10)
         for process in two:
@@ -315,7 +315,7 @@ class TestAnOutage:
         assert not one.store.has_pending
 
     @pytest.mark.parametrize("which", ["key", "tag", "mark", "unread", "gap"])
-    async def test_what_may_be_outdated_is_not_even_kept_here(self, two, which):
+    async def test_set_value_that_may_be_outdated_is_not_kept_locally_in_an_outage(self, two, which):
         one, _ = two
         job = Job(lambda run: run + 10)
 
@@ -342,7 +342,7 @@ class TestAnOutage:
         assert await one.engine.entries.set("k", job.codec, value(7, Policy(60, tags=("t",)))) is False
         assert (await one.engine.fetch("k", job)).value == 11
 
-    async def test_nor_is_what_is_older_than_a_load_that_was_served_meanwhile(self, two):
+    async def test_set_value_older_than_a_load_served_meanwhile_is_dropped(self, two):
         one, _ = two
         job = Job(lambda run: run + 10)
 
@@ -358,7 +358,7 @@ class TestAnOutage:
 
     @pytest.mark.parametrize("is_refused", [False, True], ids=["stored", "refused"])
     @pytest.mark.parametrize("what", ["seize", "commit"])
-    async def test_nor_is_what_a_load_without_a_lease_has_overtaken(self, two, what, is_refused):
+    async def test_set_value_overtaken_by_a_load_without_a_lease_is_dropped(self, two, what, is_refused):
         one, other = two
         job = Job(lambda run: run + 10)
 
@@ -380,7 +380,7 @@ class TestAnOutage:
         await settle()
         assert (await other.engine.fetch("k", job)).value != 7
 
-    async def test_redis_is_unreachable_and_reachable_again(self, own_server: Server):
+    async def test_value_set_while_redis_hangs_is_served_locally_and_loaded_again_afterwards(self, own_server: Server):
         url = own_server.url
         async with Cache(url, timeout=0.2) as one, Cache(url, timeout=0.2) as other:
             rank, elsewhere = define(one), define(other)
@@ -400,7 +400,7 @@ class TestAnOutage:
             assert elsewhere.calls == ["ATL"]
             assert await rank("ATL") == [1]
 
-    async def test_a_user_who_may_not_publish_stores_all_the_same(self, own_server: Server):
+    async def test_set_stores_although_the_redis_user_may_not_publish(self, own_server: Server):
         own_server.command("ACL", "SETUSER", "mute", "on", ">secret", "~*", "&*", "+@all", "-publish")
         url = own_server.url.replace("redis://", "redis://mute:secret@")
         async with Cache(url) as cache:
@@ -421,7 +421,7 @@ class TestMany:
         ranks.calls = calls
         return ranks
 
-    async def test_the_dict_is_stored_as_if_the_loader_had_returned_it(self, url):
+    async def test_batch_set_stores_its_dict_as_if_the_loader_had_returned_it(self, url):
         async with Cache(url) as cache:
             ranks = self.define(cache, ignore=("scale",))
             assert await ranks.set({"ATL": [1], "BOS": Fresh([2], tags=("b",))}, ["ATL", "BOS"], scale=2)
@@ -431,14 +431,14 @@ class TestMany:
             await cache.invalidate_tag("b")
             assert await ranks.peek(["ATL", "BOS"]) == {}
 
-    async def test_an_item_that_is_left_out_has_no_value(self, cache):
+    async def test_item_left_out_of_a_batch_set_is_absent(self, cache):
         ranks = self.define(cache, ignore=("scale",), absent_for=60)
         await ranks(["ATL", "BOS"])
         assert await ranks.set({"ATL": [1]}, ["ATL", "BOS"])
         assert await ranks(["ATL", "BOS"]) == {"ATL": [1]}
         assert len(ranks.calls) == 1
 
-    async def test_what_is_no_answer_is_refused(self, cache):
+    async def test_batch_set_of_an_invalid_answer_is_refused(self, cache):
         ranks = self.define(cache, ignore=("scale",))
         with pytest.raises(ConfigurationError, match="returned 'BOS' too"):
             await ranks.set({"BOS": [1]}, ["ATL"])
@@ -448,7 +448,7 @@ class TestMany:
             await ranks.set({"ATL": [1], "BOS": NOT_MODIFIED}, ["ATL", "BOS"])
         assert await ranks.peek(["ATL"]) == {}
 
-    async def test_where_a_value_cannot_be_stored_nothing_older_stays(self, server: Server):
+    async def test_batch_set_with_a_value_that_cannot_be_stored_leaves_no_older_values(self, server: Server):
         async with Cache(server.url) as cache:
             ranks, groups = self.define(cache, ignore=("scale",)), list(map(str, range(1500)))
             await ranks(groups)
@@ -456,7 +456,7 @@ class TestMany:
                 await ranks.set({group: ["x"] if group == "0" else [1] for group in groups}, groups)
             assert [0] not in [outcome.value for outcome in (await ranks.peek(groups)).values()]
 
-    async def test_peek_gives_what_is_there(self, cache, clock):
+    async def test_batch_peek_returns_stored_items_without_a_load(self, cache, clock):
         ranks = self.define(cache, ignore=("scale",), stale_for=600, copy=True)
         await ranks(["ATL"])
         clock.advance(61)
@@ -469,7 +469,7 @@ class TestMany:
         await settle()
         assert len(ranks.calls) == 1
 
-    async def test_long_lists_let_the_loop_turn(self, cache, monkeypatch):
+    async def test_long_list_is_set_and_peeked_in_parts(self, cache, monkeypatch):
         monkeypatch.setattr("swr.loaders.items.MOST_AT_ONCE", 10)
         monkeypatch.setattr("swr.loaders.turns.IN_ONE_TURN", 10)
         ranks = self.define(cache, ignore=("scale",))
@@ -479,7 +479,7 @@ class TestMany:
 
 
 class TestPeek:
-    async def test_it_loads_and_refreshes_nothing(self, url, clock):
+    async def test_peek_neither_loads_nor_refreshes(self, url, clock):
         async with Cache(url, clock=clock) as cache:
             rank = define(cache, stale_if_error=3600)
             assert await rank.peek("ATL") is None
@@ -493,12 +493,12 @@ class TestPeek:
             assert await rank.peek("ATL") is None
             assert rank.calls == ["ATL"]
 
-    async def test_it_finds_what_another_process_has_stored(self, server: Server):
+    async def test_peek_finds_an_entry_stored_by_another_process(self, server: Server):
         async with Cache(server.url) as one, Cache(server.url, l1_max_bytes=0) as other:
             await define(one)("ATL")
             assert (await define(other).peek("ATL")).value == [1]
 
-    async def test_it_does_not_wait_for_a_load(self, two):
+    async def test_peek_does_not_wait_for_a_load(self, two):
         one, other = two
         job = Job()
         job.gate = anyio.Event()
@@ -509,7 +509,7 @@ class TestPeek:
             assert await other.engine.entries.peek("k", job.codec) is None
             job.gate.set()
 
-    async def test_while_redis_is_unreachable_it_finds_what_this_process_holds(self, two, clock):
+    async def test_peek_finds_local_entries_while_redis_is_unreachable(self, two, clock):
         one, _ = two
         await one.engine.fetch("k", Job())
         one.link.set_down(True)
@@ -518,8 +518,8 @@ class TestPeek:
         assert await one.engine.entries.peek("other", Job.codec) is None
 
 
-class TestInABlock:
-    async def test_a_value_that_nothing_has_touched_stays(self, url):
+class TestUntilCommitted:
+    async def test_set_value_stays_after_a_block_without_interference(self, url):
         async with Cache(url) as cache:
             rank = define(cache)
             await rank("ATL")
@@ -528,7 +528,7 @@ class TestInABlock:
                 await rank.set([7], "ATL")
             assert (await rank.peek("ATL")).value == [7]
 
-    async def test_a_value_of_a_block_that_fails_does_not(self, cache):
+    async def test_set_value_is_removed_when_its_block_fails(self, cache):
         rank = define(cache)
 
         async def fail():
@@ -541,7 +541,7 @@ class TestInABlock:
         assert await rank.peek("ATL") is None
 
     @pytest.mark.parametrize("l1_max_bytes", [0, 2**20])
-    async def test_nor_what_came_in_between(self, server: Server, l1_max_bytes):
+    async def test_value_loaded_by_another_reader_during_the_block_is_removed(self, server: Server, l1_max_bytes):
         async with Cache(server.url, l1_max_bytes=l1_max_bytes) as cache:
             rank = define(cache)
             async with cache.until_committed():
@@ -552,7 +552,7 @@ class TestInABlock:
                     assert await define(other)("ATL") == [1]
             assert await rank.peek("ATL") is None
 
-    async def test_what_redis_did_not_take_is_invalidated_once_more(self, two):
+    async def test_key_whose_set_failed_in_an_outage_is_invalidated_after_the_block(self, two):
         one, other = two
         job = Job()
         await other.engine.fetch("k", job)
@@ -564,7 +564,7 @@ class TestInABlock:
         assert (await other.engine.fetch("k", job)).value == 2
 
     @pytest.mark.parametrize("end", ["error", "cancelled"])
-    async def test_a_key_whose_value_was_not_stored_is_invalidated_once_more(self, two, end):
+    async def test_key_whose_set_raised_an_error_is_invalidated_again_after_the_block(self, two, end):
         one, other = two
         job = Job()
         failure = CodecError("cannot be written") if end == "error" else asyncio.CancelledError()
@@ -581,7 +581,7 @@ class TestInABlock:
             assert (await other.engine.fetch("k", job)).value == 1
         assert (await other.engine.fetch("k", job)).value == 2
 
-    async def test_a_block_of_another_cache_has_no_part_in_it(self, cache):
+    async def test_failed_block_of_another_cache_does_not_remove_a_set_value(self, cache):
         rank = define(cache)
         async with Cache() as other, other.until_committed() as block:
             await rank.set([7], "ATL")
@@ -589,7 +589,7 @@ class TestInABlock:
         assert (await rank.peek("ATL")).value == [7]
 
     @pytest.mark.parametrize("status", [200, 409])
-    async def test_a_request_that_is_refused_leaves_nothing(self, cache, status):
+    async def test_set_value_survives_a_successful_request_and_not_a_refused_one(self, cache, status):
         rank, app = define(cache), FastAPI()
 
         async def transaction():

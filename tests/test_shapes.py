@@ -142,7 +142,7 @@ def cache(request):
 
 
 @pytest.mark.parametrize(("kind", "complaint"), REFUSED, ids=[str(kind)[:60] for kind, _ in REFUSED])
-def test_a_return_type_that_redis_cannot_hold_is_refused_at_decoration(cache, kind, complaint):
+def test_return_type_that_redis_cannot_hold_is_rejected_at_decoration(cache, kind, complaint):
     async def load(group: str): ...
 
     load.__annotations__["return"] = kind
@@ -160,7 +160,7 @@ def test_a_return_type_that_redis_cannot_hold_is_refused_at_decoration(cache, ki
 
 
 @pytest.mark.parametrize(("kind", "complaint"), REFUSED, ids=[str(kind)[:60] for kind, _ in REFUSED])
-async def test_a_type_that_redis_cannot_hold_is_refused_at_the_first_call_of_get_or_load(kind, complaint):
+async def test_type_that_redis_cannot_hold_is_rejected_by_the_first_get_or_load(kind, complaint):
     async with Cache() as cache:
         with pytest.raises(ConfigurationError, match=complaint):
             await cache.get_or_load("k", lambda: None, Policy(60), returns=kind)
@@ -238,7 +238,7 @@ class TestRedis:
         return "asyncio"
 
     @pytest.mark.parametrize(("kind", "value"), ACCEPTED, ids=[str(kind)[:60] for kind, _ in ACCEPTED])
-    async def test_what_is_accepted_at_decoration_comes_back(self, server: Server, kind, value):
+    async def test_accepted_return_type_survives_the_round_trip_through_redis(self, server: Server, kind, value):
         def define(cache):
             async def load():
                 return value
@@ -254,12 +254,12 @@ class TestRedis:
             assert type(outcome.value) is type(value)
 
 
-def test_a_model_that_reads_and_writes_what_it_allows_is_accepted(cache):
+def test_model_with_its_own_serializer_and_validator_is_accepted(cache):
     @cache.cached("k", fresh_for=60)
     async def load() -> Wrapped: ...
 
 
-async def test_a_type_that_is_defined_further_down_is_found_at_the_first_call():
+async def test_type_defined_after_decoration_is_resolved_at_the_first_call():
     async with Cache() as cache:
 
         @cache.cached("k", fresh_for=60)
@@ -277,7 +277,7 @@ async def test_a_type_that_is_defined_further_down_is_found_at_the_first_call():
             del load.__wrapped__.__globals__["Later"]
 
 
-async def test_a_model_whose_parts_are_defined_further_down_is_found_at_the_first_call():
+async def test_model_with_undefined_parts_raises_until_it_is_rebuilt():
     class Forward(pydantic.BaseModel):
         part: "Part | None" = None  # noqa: F821  # the name is missing on purpose
 
@@ -293,7 +293,7 @@ async def test_a_model_whose_parts_are_defined_further_down_is_found_at_the_firs
         assert await load() == Forward(part=Cat())
 
 
-async def test_an_annotation_that_nobody_defines_is_an_error_at_the_first_call_with_either_store():
+async def test_undefined_annotation_raises_at_the_first_call():
     async with Cache() as cache:
 
         @cache.cached("k", fresh_for=60)
@@ -310,7 +310,7 @@ class Unfinished(msgspec.Struct):
     part: "Nowhere"  # noqa: F821  # the name is missing on purpose
 
 
-def test_an_annotation_that_is_no_type_is_an_error_at_decoration(cache):
+def test_annotation_that_is_not_a_type_raises_at_decoration(cache):
     with pytest.raises(ConfigurationError, match="is not a type"):
 
         @cache.cached("k", fresh_for=60)
@@ -333,7 +333,7 @@ def tables():
     return City, Street
 
 
-def test_models_with_relationships_are_refused_by_name(cache):
+def test_rejection_of_a_model_with_a_relationship_names_its_field(cache):
     City, Street = tables()
     with pytest.raises(ConfigurationError, match=r"\[\]\.city is a relationship"):
 

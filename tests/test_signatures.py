@@ -54,7 +54,7 @@ def cache():
     return Cache()
 
 
-async def test_a_loader_may_name_types_that_are_not_defined_where_it_is_decorated(cache):
+async def test_loader_may_use_types_that_are_defined_later(cache):
     names = define(LOADERS, cache=cache, dataclass=dataclass, LoadContext=LoadContext, __name__=__name__)
     later = names["Later"]
     async with cache:
@@ -66,7 +66,7 @@ async def test_a_loader_may_name_types_that_are_not_defined_where_it_is_decorate
 
 
 @pytest.mark.parametrize("annotation", ["Request", ForwardRef("Request")])
-def test_a_request_is_refused_although_its_class_is_not_defined(cache, annotation):
+def test_request_parameter_is_refused_although_its_class_is_not_defined(cache, annotation):
     async def load(request): ...
 
     load.__annotations__["request"] = annotation
@@ -84,7 +84,7 @@ async def decorated(request: Request) -> Response:
 """
 
 
-async def test_an_endpoint_of_starlette_may_name_types_that_are_not_defined(cache):
+async def test_starlette_endpoint_may_use_types_that_are_not_defined(cache):
     names = define(ENDPOINTS, cache=cache, PlainTextResponse=PlainTextResponse, __name__=__name__)
     app = Starlette(routes=[Route("/page", names["page"]), Route("/decorated", names["decorated"])])
     app.add_middleware(SWRMiddleware, cache=cache, rules=[Rule("/page", fresh_for=60)])

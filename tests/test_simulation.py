@@ -55,13 +55,13 @@ RARE = {
 
 
 @pytest.mark.parametrize(("scenario", "seed"), RARE.values(), ids=RARE)
-def test_what_one_seed_in_thousands_has_found_is_mended(scenario, seed):
+def test_seeds_that_once_found_a_violation_find_none_now(scenario, seed):
     assert not simulate(seed, scenario).violations
 
 
 @pytest.mark.promise
 @pytest.mark.parametrize("scenario", SCENARIOS)
-def test_no_seed_finds_anything(scenario, capsys):
+def test_no_seed_finds_a_violation(scenario, capsys):
     seeds = SEEDS or REDUCED[scenario]
     assert main(["--seeds", f"0:{seeds}", "--scenario", scenario]) == 0, capsys.readouterr().out
     said = capsys.readouterr().out
@@ -73,7 +73,7 @@ def test_no_seed_finds_anything(scenario, capsys):
         assert int(tried[1]) >= seeds
 
 
-def test_a_seed_is_one_run_in_every_process():
+def test_seed_gives_the_same_run_in_every_process():
     code = "from tests.simulation.simulate import simulate; print(*simulate(5).trace, sep='\\n')"
     traces = [
         subprocess.run(
@@ -112,7 +112,7 @@ class Sabotage(NamedTuple):
 
 MOST = 20
 SABOTAGES = {
-    "no fence": Sabotage(
+    "a commit does not check its lease": Sabotage(
         MemoryStore,
         "commit",
         "raise LeaseLost(f\"the lease on {lease.key!r} had expired or was deleted\")\n    del self._holds[lease.key]",
@@ -124,89 +124,89 @@ SABOTAGES = {
         MemoryStore, "invalidate", "self._holds.pop(key, None)", "pass", "invalidation",
         "was stored after an invalidation that it does not know",
     ),
-    "the tag version is that of the end of the load": Sabotage(
+    "an entry gets the tag version of the end of its load": Sabotage(
         Load, "store", "self.began, version, self.tag_version,",
         "self.began, version, runtime.store.tag_versions.newest,", "invalidation",
         "was stored after an invalidation that it does not know", 30,
     ),
-    "stamped at the end of the load": Sabotage(
+    "an entry is stamped at the end of its load": Sabotage(
         Load, "store", "policy, self.began,", "policy, runtime.clock(),", "mixed", "its age given as",
     ),
     "a rejected commit counts as done": Sabotage(
         Load, "_commit", "except LeaseLost:\n            flight.superseded = True",
         "except LeaseLost:\n            pass", "invalidation", "that it had heard of", 10,
     ),
-    "without a lease anything is kept": Sabotage(
+    "a value loaded without a lease is always kept": Sabotage(
         Load, "_commit", "if flight.fence != flights.fence or not flights.is_current(flight)", "if False",
         "invalidation", "older than", 100,
     ),
     "an invalidation supersedes no flight": Sabotage(
         Notifications, "_on_key", "outdate(key, notification.version or NEWEST)", "pass", "mixed", "older than", 50,
     ),
-    "a superseded load falls back on what an invalidation has outdated": Sabotage(
+    "a superseded load falls back on an invalidated entry": Sabotage(
         Flights, "invalidate", "one.entry = None", "pass", "hung-loaders", "that it had heard of", 92,
     ),
-    "no second look": Sabotage(
+    "a lease request takes no entry that came meanwhile": Sabotage(
         RefreshPath, "_get_lease", "known = flight.entry.version if flight.entry is not None else 0", "known = NEWEST",
         "lost-reply", "is fresh",
     ),
-    "a refresh takes what is there": Sabotage(
+    "a forced refresh takes a stored entry instead of loading": Sabotage(
         RefreshPath, "_get_lease", "known = NEWEST", "pass", "invalidation", "older than the refresh",
     ),
     "no lease is renewed": Sabotage(
         Renewals, "_renew", "await self._runtime.store.renew(lease, self._runtime.lease_for)", "pass", "mixed",
         "was under way", 10,
     ),
-    "after a failure the lease is kept": Sabotage(
+    "a failed load keeps its lease": Sabotage(
         Endings, "fail", "await runtime.store.release(lease, pause)", "pass", "lost-reply", "never answered",
     ),
     "a backoff refuses readers who have nothing to fall back on": Sabotage(
         RefreshPath, "_ask", "force=flight.forced or (not flight.is_unasked and self._endings.fallback(flight) is None)",
         "force=False", "mixed", "raised SWRError", 55,
     ),
-    "anything is served instead of a failed load": Sabotage(
+    "any entry is a fallback for a failed load": Sabotage(
         Endings, "fallback", "if entry is None or not (decision.serve or decision.fallback)", "if entry is None",
         "lost-reply", "as stale (Failed('load", 26,
     ),
     "closing gives no lease back": Sabotage(
         RefreshPath, "_ask_and_load", "await self.runtime.store.release(lease)", "pass", "paused-holder", "a lease is left over",
     ),
-    "suspects are served": Sabotage(
+    "local entries are served although the link was lost since": Sabotage(
         TieredStore, "_trust", "slot.origin.epoch != self._epoch", "False", "invalidation", "before its link came up",
     ),
     "superseded entries are served as fresh": Sabotage(
         TieredStore, "_trust", "if slot.is_superseded", "if False", "lost-reply", "older than a commit that it had heard of",
     ),
-    "what a notification outdates on its way is read": Sabotage(
+    "a read returns an entry that a notification outdated meanwhile": Sabotage(
         TieredStore, "read", "or entry.version < watch.minimum", "", "mixed", "older than", 221,
     ),
-    "what a notification outdates on its way is committed": Sabotage(
+    "a commit keeps an entry that a notification outdated meanwhile": Sabotage(
         TieredStore, "commit", "entry.version < watch.minimum or ", "", "invalidation", "older than", 47,
     ),
-    "tag versions are not asked": Sabotage(
+    "tag versions are not checked": Sabotage(
         TagVersions, "admits", "if tag_version < self._hard.all", "if False", "invalidation", "that it had heard of", 29,
     ),
-    "what was invalidated in vain is forgotten": Sabotage(
+    "a pending invalidation is forgotten": Sabotage(
         SharedInvalidations, "keep_pending", "self.pending.add_tag(name)", "pass", "mixed",
         "older than its own invalidation", 100,
     ),
     "pending invalidations are not replayed": Sabotage(
         TieredStore, "_on_notification", "self._invalidations.replay()", "pass", "lost-reply", "still keeps",
     ),
-    "closing ends nothing": Sabotage(
+    "closing ends no task": Sabotage(
         Engine, "aclose", "await self._tasks.aclose()", "pass", "mixed", "tasks are left over",
     ),
-    "a silent link is never found out": Sabotage(
+    "a silent link is never detected": Sabotage(
         Link, "_found_out", "if broken is self._broken", "if False", "invalidation", "that it should know of by now", 90,
     ),
-    "tag versions that were missed are not learned": Sabotage(
+    "missed tag versions are not learned": Sabotage(
         Link, "_learn", "if self._learned == head and head[1]", "if True", "invalidation", "before its link came up", 128,
     ),
-    "that tag versions were evicted is never found out": Sabotage(
+    "evicted tag versions are never detected": Sabotage(
         Server, "lacks", "return not mine.cleared or mine.newest < known.newest or", "return False and", "loss",
         "before its link came up", 1375,
     ),
-    "what was served last is forgotten": Sabotage(
+    "the version served last is forgotten": Sabotage(
         Served, "is_older", "served is not None and self._may_be_older(entry, served)", "False", "older-data",
         "older than what it has served", 16,
     ),
@@ -214,11 +214,11 @@ SABOTAGES = {
         Invalidations, "remember", "versions[key] = max(version, versions.pop(key, 0))", "pass", "older-data",
         "older than its own invalidation", 80,
     ),
-    "a commit of one release is one of all": Sabotage(
+    "a commit of one release counts for all releases": Sabotage(
         TieredStore, "_on_commit", "own = self._watches.get(key, {}).get(fingerprint)",
         "own = next(iter(self._watches.get(key, {}).values()), None)", "releases", "is fresh", 23,
     ),
-    "what was loaded without a lease is not noted": Sabotage(
+    "a value kept without a lease is not remembered as served": Sabotage(
         TieredStore, "keep", "self._served.note(key, codec.fingerprint, version)", "pass", "no-memory",
         "older than what it has served", 215,
     ),
@@ -226,7 +226,7 @@ SABOTAGES = {
         TieredStore, "acquire", "self._invalidations.give_back_later(Lease(key, token, 0, 0))", "pass", "stalls",
         "never answered", 15,
     ),
-    "whose patience ends hands on what he had found": Sabotage(
+    "a reader whose wait has ended falls back on the entry it had found": Sabotage(
         Engine, "_wait_for", "entry = patience = None", "patience = None", "hung-loaders",
         "older than", 161,
     ),
@@ -234,40 +234,40 @@ SABOTAGES = {
         Flight, "failure", "return for_caller(result.error, result.traceback, is_last=not self.waiters)",
         "return result.error", "failing-crowds", "the same object",
     ),
-    "a value that is set leaves loads their leases": Sabotage(
+    "a set value leaves loads their leases": Sabotage(
         MemoryStore, "seize", "self._holds[key] = _Hold(token, version, self._clock() + ttl, 0)", "pass", "invalidation",
         "was stored after an invalidation that it does not know", 6,
     ),
-    "a value that Redis does not take is forgotten": Sabotage(
+    "a set value that Redis refuses is forgotten": Sabotage(
         SharedInvalidations, "seize", "self._invalidate_later(Kind.PENDING_KEY, key, error)", "pass", "lost-reply",
         "older than its own invalidation", 95,
     ),
     "a mark supersedes no load under way": Sabotage(
         MemoryStore, "mark_stale", "self._holds.pop(key, None)", "pass", "invalidation", "that it does not know",
     ),
-    "a mark of a key is not noted": Sabotage(
+    "a mark of a key does not reach the local copy": Sabotage(
         TieredStore, "_on_mark", "slot.mark_stale(version)", "pass", "mixed", "that it had heard of",
     ),
-    "a soft tag is not asked": Sabotage(
+    "soft tag versions are not checked": Sabotage(
         TagVersions, "marked_at", "return number if number > entry.tag_version else 0", "return 0", "mixed",
         "that it had heard of",
     ),
-    "what a mark outdates on its way is fresh": Sabotage(
+    "an entry that was marked on its way is fresh": Sabotage(
         TieredStore, "_marked", "if entry.version < watch.marked_at", "if False", "invalidation", "that it had heard of", 101,
     ),
-    "a reader is given what a soft tag outdated during its load": Sabotage(
+    "a reader gets a value that a soft tag outdated during its load": Sabotage(
         Load, "_commit", "flight.superseded = True\n            return True", "pass\n            return True",
         "invalidation", "that it had heard of", 350,
     ),
-    "what was marked is not a fallback": Sabotage(
+    "a marked entry is not a fallback": Sabotage(
         Endings, "fallback", "if entry is None or not (decision.serve or decision.fallback)",
         "if entry is None or entry.is_marked or not (decision.serve or decision.fallback)", "no-memory",
         "could be the fallback", 5,
     ),
-    "what flights fall back on is not marked": Sabotage(
+    "the fallback of a flight is not marked": Sabotage(
         Flights, "mark_stale", "one.entry = marked_stale(one.entry, version)", "pass", "fallbacks", "which is wrong", 260,
     ),
-    "what flights fall back on outlives a gap": Sabotage(
+    "the fallback of a flight outlives a gap": Sabotage(
         Flights, "on_gap", "flight.entry = None", "pass", "fallbacks", "before its link came up", 755,
     ),
     "a value that is set and not stored outlives a gap": Sabotage(
@@ -276,10 +276,10 @@ SABOTAGES = {
     "a tag fences no load without a lease": Sabotage(
         Notifications, "handle", "self._flights.fence += 1", "pass", "fallbacks", "older than its own invalidation", 36,
     ),
-    "who joins a flight brings it nothing to fall back on": Sabotage(
+    "a reader who joins a flight brings it no fallback": Sabotage(
         RefreshPath, "join", "self._flights.fall_back(flight, entry)", "pass", "fallbacks", "older than its answer", 208,
     ),
-    "what a commit outdates on its way is read": Sabotage(
+    "a read returns an entry that a commit outdated meanwhile": Sabotage(
         TieredStore, "_on_commit", "own.minimum = max(own.minimum, version)", "pass", "lost-reply",
         "older than a commit that it had heard of", 29,
     ),
@@ -303,7 +303,7 @@ def test_sabotage_is_found(sabotage, monkeypatch):
     assert any(sabotage.found in text for text in found)
 
 
-def test_what_only_a_broken_loader_could_do_is_found(monkeypatch):
+def test_foreign_values_foreign_failures_and_logged_errors_are_found(monkeypatch):
     """A value of another key, a failure of another's, and what swr calls an error."""
     run = simulation.Job.run
 
@@ -336,8 +336,8 @@ def test_what_only_a_broken_loader_could_do_is_found(monkeypatch):
         assert "logged: a background task failed RuntimeError('boom')" in simulate(0).violations[0]
 
 
-def test_a_failing_seed_is_printed_and_replayed(monkeypatch, capsys):
-    SABOTAGES["suspects are served"].commit(monkeypatch)
+def test_failing_seed_is_printed_with_a_command_that_replays_it(monkeypatch, capsys):
+    SABOTAGES["local entries are served although the link was lost since"].commit(monkeypatch)
     assert main(["--seeds", "0:8", "--scenario", "invalidation"]) == 1
     *failing, summary = capsys.readouterr().out.splitlines()
     seed = re.search(
@@ -353,7 +353,7 @@ def test_a_failing_seed_is_printed_and_replayed(monkeypatch, capsys):
     assert main(seed[1].split()) == 0
 
 
-def test_the_module_is_the_command(monkeypatch, capsys):
+def test_module_runs_as_a_command(monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", ["simulate", "--seed", "3"])
     monkeypatch.delitem(sys.modules, "tests.simulation.simulate")
     with pytest.raises(SystemExit) as ended:
@@ -363,21 +363,21 @@ def test_the_module_is_the_command(monkeypatch, capsys):
 
 
 @pytest.mark.parametrize("seeds", ["5", "a:b", "3:3", "-1:4"])
-def test_seeds_that_are_none_are_refused(seeds, capsys):
+def test_invalid_seed_ranges_are_refused(seeds, capsys):
     with pytest.raises(SystemExit) as ended:
         main([f"--seeds={seeds}"])
     assert ended.value.code == 2
     assert f"{seeds!r} is not FIRST:LAST" in capsys.readouterr().err
 
 
-def test_a_link_holds_no_entry():
+def test_simulated_link_holds_no_entry():
     oracle = Oracle({}, 1.0, lambda: 0.0)
     server = Server(lambda: 0.0, oracle, lenient=False)
     link = Link(server, "w0", Gate(), Random(0), Weather(0.0, 0.0), oracle, lambda function: None)
     assert (link.peek("k"), link.sent) == (None, 0)
 
 
-def test_a_link_that_is_down_knows_no_time():
+def test_now_of_a_simulated_link_that_is_down_raises_store_unavailable():
     oracle = Oracle({}, 1.0, lambda: 0.0)
 
     async def ask():

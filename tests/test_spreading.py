@@ -19,19 +19,19 @@ def slots(name, shards):
 
 @pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize(("masters", "shards"), [(1, 1), (2, 2), (3, 3), (6, 6), (3, 6), (6, 18), (2, 64), (8, 192)])
-def test_masters_that_share_the_slots_evenly_have_as_many_shards_each(name, masters, shards):
+def test_shards_are_spread_evenly_over_masters(name, masters, shards):
     on_each = Counter(slot * masters // 16_384 for slot in slots(name, shards))
     assert set(on_each.values()) == {shards // masters}
 
 
 @pytest.mark.parametrize("shards", [1, 3, 6])
-def test_the_first_shard_is_where_its_name_leads_whatever_their_number(shards):
+def test_first_shard_has_the_same_slot_for_any_number_of_shards(shards):
     assert slots("ranking", shards)[0] == key_slot(b"ranking:0")
 
 
-def test_the_queues_of_many_refreshers_begin_everywhere():
+def test_first_shards_of_many_queues_cover_all_masters():
     assert len({slots(f"ranking-{number}", 6)[0] * 6 // 16_384 for number in range(60)}) == 6
 
 
-def test_each_process_finds_the_same():
+def test_shard_slots_are_the_same_on_every_call():
     assert slots("ranking", 6) == slots("ranking", 6)

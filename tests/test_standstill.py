@@ -85,10 +85,8 @@ WAYS = {"decorator": decorated, "batch": batched, "get_or_load": direct}
 @pytest.mark.uncounted
 @pytest.mark.parametrize("how", INVALIDATE)
 @pytest.mark.parametrize("way", WAYS)
-def test_a_loop_that_runs_only_during_calls_is_given_nothing_that_was_invalidated_between_them(
-    server: Server, loop, other, way, how
-):
-    """As in a script, in a handler of Lambda, in a shell: each call runs the loop, and nothing runs it in between."""
+def test_loop_that_runs_only_during_calls_serves_no_entry_invalidated_meanwhile(server: Server, loop, other, way, how):
+    """In a script, a Lambda handler or a shell, each call runs the loop, and no code runs it in between."""
     cache, load = Cache(server.url, timeout=10), Counter()
     call = WAYS[way](cache, load)
     for value in range(1, 4):
@@ -97,7 +95,7 @@ def test_a_loop_that_runs_only_during_calls_is_given_nothing_that_was_invalidate
     loop.run_until_complete(cache.aclose())
 
 
-def test_nor_is_a_client_of_an_app(server: Server, loop, other):
+def test_app_whose_loop_pauses_serves_no_response_invalidated_meanwhile(server: Server, loop, other):
     cache, load = Cache(server.url, timeout=10), Counter()
 
     async def app(scope, receive, send):
@@ -113,8 +111,8 @@ def test_nor_is_a_client_of_an_app(server: Server, loop, other):
     loop.run_until_complete(cache.aclose())
 
 
-def test_a_loop_for_each_call_is_given_nothing_that_was_invalidated_since(server: Server, loop, other):
-    """The loops are left without a word, so that the cache does not learn of their end."""
+def test_new_loop_for_each_call_serves_no_entry_invalidated_before_it(server: Server, loop, other):
+    """No code closes the loops, so the cache does not notice their end."""
     cache, load = Cache(server.url, timeout=10), Counter()
     call = decorated(cache, load)
     left = [loop]
@@ -128,7 +126,7 @@ def test_a_loop_for_each_call_is_given_nothing_that_was_invalidated_since(server
         end(one)
 
 
-def test_what_was_stale_is_not_served_either(server: Server, loop, other):
+def test_loop_that_paused_serves_no_stale_entry_invalidated_meanwhile(server: Server, loop, other):
     cache, load = Cache(server.url, timeout=10), Counter()
 
     async def outcome():
@@ -143,10 +141,8 @@ def test_what_was_stale_is_not_served_either(server: Server, loop, other):
 
 
 @pytest.mark.parametrize("how", INVALIDATE)
-def test_a_loop_that_is_held_for_long_is_given_nothing_that_was_invalidated_meanwhile(
-    server: Server, loop, other, how, monkeypatch
-):
-    """A call that blocks, a process that is stopped, a debugger: the loop goes on without having been ended."""
+def test_blocked_loop_serves_no_entry_invalidated_meanwhile(server: Server, loop, other, how, monkeypatch):
+    """A blocking call, a stopped process or a debugger holds the loop without ending its run."""
     monkeypatch.setattr("swr.stores.hearing.HEARD_FOR", 0.05)
     cache, load = Cache(server.url, timeout=10), Counter()
     call = decorated(cache, load)
@@ -163,7 +159,7 @@ def test_a_loop_that_is_held_for_long_is_given_nothing_that_was_invalidated_mean
     loop.run_until_complete(cache.aclose())
 
 
-def test_while_the_loop_runs_a_hit_asks_nobody(server: Server, loop, no_heartbeats):
+def test_fresh_hit_on_a_running_loop_sends_no_command(server: Server, loop, no_heartbeats):
     cache, load = Cache(server.url, timeout=10), Counter()
     call = decorated(cache, load)
 
@@ -180,7 +176,7 @@ def test_while_the_loop_runs_a_hit_asks_nobody(server: Server, loop, no_heartbea
     loop.run_until_complete(cache.aclose())
 
 
-def test_while_redis_is_unreachable_a_loop_that_runs_between_calls_serves_what_it_holds(server: Server, loop, tmp_path):
+def test_loop_that_pauses_serves_its_entries_while_redis_is_unreachable(server: Server, loop, tmp_path):
     with Server(server.kind) as mortal:
         cache, load = Cache(mortal.url), Counter()
         call = decorated(cache, load)
@@ -189,7 +185,7 @@ def test_while_redis_is_unreachable_a_loop_that_runs_between_calls_serves_what_i
     loop.run_until_complete(cache.aclose())
 
 
-def test_a_loop_without_hooks_is_found_out_by_its_silence_alone(server: Server, other, monkeypatch):
+def test_pause_of_a_loop_without_asyncgen_hooks_is_noticed_by_elapsed_time(server: Server, other, monkeypatch):
     monkeypatch.setattr("swr.stores.hearing.HEARD_FOR", 0.05)
     loop = asyncio.new_event_loop()
     cache, load = Cache(server.url, timeout=10), Counter()
@@ -208,7 +204,7 @@ def test_a_loop_without_hooks_is_found_out_by_its_silence_alone(server: Server, 
 
 
 @pytest.mark.anyio
-async def test_who_heard_for_a_loop_that_was_left_ends_when_another_begins(monkeypatch):
+async def test_first_call_of_keep_ends_when_a_second_one_begins(monkeypatch):
     monkeypatch.setattr("swr.stores.hearing._TURNED_EVERY", 0.001)
     hearing, ended = Hearing(LocalCache(2**20, 100), lambda: 1000.0, lambda: None), []
 
@@ -228,7 +224,7 @@ async def test_who_heard_for_a_loop_that_was_left_ends_when_another_begins(monke
 
 
 @pytest.mark.anyio
-async def test_a_clock_that_was_put_forward_is_no_gap():
+async def test_clock_set_forward_causes_no_second_gap():
     clock, gaps = FakeClock(), []
     local = LocalCache(2**20, 100)
     hearing = Hearing(local, clock, lambda: gaps.append(True))

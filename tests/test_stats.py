@@ -57,7 +57,7 @@ async def test_reads_and_loads_are_counted_by_key_template(cache):
     assert json.loads(json.dumps(stats.as_dict()))["loaders"]["top:{group}"]["fresh"]["l1"] == 2
 
 
-async def test_requests_are_counted_by_path_template_and_those_never_cached_are_no_misses(cache):
+async def test_requests_count_by_path_template_and_bypasses_are_no_misses(cache):
     app = FastAPI()
 
     @app.get("/rankings/{group}")
@@ -82,7 +82,7 @@ async def test_requests_are_counted_by_path_template_and_those_never_cached_are_
     assert stats.not_stored == {"no freshness": 1}
 
 
-async def test_a_stale_read_a_failing_load_and_a_fallback_are_told_apart(place_url):
+async def test_stale_read_failed_load_and_fallback_are_counted_separately(place_url):
     clock, load = FakeClock(), Loader()
     async with Cache(place_url, namespace="shop", timeout=5, clock=clock) as cache:
 
@@ -106,7 +106,7 @@ async def test_a_stale_read_a_failing_load_and_a_fallback_are_told_apart(place_u
             counted.loads = 5
 
 
-async def test_loads_in_flight_invalidations_and_a_wait_for_a_lease_are_counted(cache):
+async def test_loads_in_flight_and_invalidations_are_counted(cache):
     load = Loader()
     load.gate = anyio.Event()
 
@@ -127,12 +127,12 @@ async def test_loads_in_flight_invalidations_and_a_wait_for_a_lease_are_counted(
     assert cache.stats().invalidations == {"key": 1, "tag": 1, "loader": 1, "all": 1}
 
 
-class TestAServer:
+class TestRedis:
     @pytest.fixture
     def anyio_backend(self):
         return "asyncio"
 
-    async def test_a_second_process_reads_from_redis_and_knows_the_route_of_what_another_has_stored(self, server):
+    async def test_second_process_counts_redis_reads_by_loader_and_route(self, server):
         async with Cache(server.url, timeout=5) as one, Cache(server.url, timeout=5) as two:
             for cache in (one, two):
                 app = FastAPI()
@@ -157,7 +157,7 @@ def rankings(name: str) -> str:
     return name
 
 
-async def test_items_of_a_batch_are_reads_of_its_template(cache):
+async def test_batch_items_count_as_reads_of_their_key_template(cache):
     @cache.cached_many("row:{n}", fresh_for=60)
     async def rows(numbers: list[int]) -> dict[int, int]:
         return {number: number for number in numbers}
@@ -168,7 +168,7 @@ async def test_items_of_a_batch_are_reads_of_its_template(cache):
     assert (counted.missing.load, counted.fresh.l1, counted.loads) == (3, 2, 3)
 
 
-async def test_a_loader_that_raises_and_has_nothing_stored_is_a_miss_of_its_template(cache):
+async def test_failed_load_without_a_fallback_counts_as_a_miss(cache):
     load = Loader()
     load.error = ValueError("no")
 
@@ -183,7 +183,7 @@ async def test_a_loader_that_raises_and_has_nothing_stored_is_a_miss_of_its_temp
 
 
 @NAMES_ROUTES
-async def test_routes_are_templates_behind_mounts_and_included_routers_and_in_starlette(cache):
+async def test_mounted_and_included_routes_are_counted_by_path_template(cache):
     async def answer(request):
         return PlainTextResponse("x", headers={"cache-control": "max-age=60"})
 
@@ -204,7 +204,7 @@ async def test_routes_are_templates_behind_mounts_and_included_routers_and_in_st
 
 
 @NAMES_ROUTES
-async def test_a_client_that_writes_a_parameter_of_a_mount_in_another_way_makes_no_name(cache):
+async def test_variant_spellings_of_a_mount_parameter_count_as_one_route(cache):
     async def answer(request):
         return PlainTextResponse("x", headers={"cache-control": "max-age=60"})
 
@@ -222,7 +222,7 @@ def rankings_of(group: str) -> str:
     return group
 
 
-async def test_a_stale_hit_that_was_ready_is_counted_as_stale(cache):
+async def test_stale_hits_during_backoff_are_counted_as_stale(cache):
     """While a refresh fails and backs off, the middleware answers a stale hit on its shortest way."""
     clock = FakeClock()
     async with Cache(clock=clock) as cache:
@@ -240,7 +240,7 @@ async def test_a_stale_hit_that_was_ready_is_counted_as_stale(cache):
         assert (counted.fresh.l1, counted.stale.l1, counted.missing.load) == (2, 4, 1)
 
 
-def test_at_most_so_many_names_are_counted_and_the_rest_as_one():
+def test_names_beyond_the_limit_are_counted_as_other():
     counts = Counts()
     for number in range(MOST_NAMES + 50):
         counts.of(f"{ROUTE}/{number}").loads += 1
@@ -260,7 +260,7 @@ def test_at_most_so_many_names_are_counted_and_the_rest_as_one():
     }
 
 
-def test_reasons_are_bounded_and_no_name_that_a_client_chooses_is_among_them():
+def test_reasons_are_bounded_and_contain_no_name_chosen_by_a_client():
     details = Details()
     assert {details.add(f"field x-{number}") for number in range(100)} == {"field"}
     assert {details.add(f"parameter {number}") for number in range(100)} == {"parameter"}
@@ -275,13 +275,13 @@ class _Silent(Exception):
         raise RuntimeError("it has no text")
 
 
-def test_an_exception_without_a_text_is_counted_all_the_same():
+def test_exception_whose_str_raises_is_counted_with_an_empty_text():
     tally = Counts().of("")
     tally.end_load("k", 0.1, _Silent(), 1.0)
     assert (tally.error.type, tally.error.text) == ("_Silent", "")
 
 
-def test_backoffs_count_failures_that_are_not_over():
+def test_only_active_backoffs_after_failures_are_counted():
     now = [0.0]
     backoffs = Backoffs(lambda: now[0])
     assert backoffs.origins() == []
@@ -293,7 +293,7 @@ def test_backoffs_count_failures_that_are_not_over():
     assert backoffs.soonest() == {"b": 98.0}
 
 
-def test_the_difference_of_two_distributions_is_what_came_in_between():
+def test_difference_of_two_distributions_holds_the_values_in_between():
     earlier, later = Distribution((0.1, 1.0), (5, 0, 0), 0.2), Distribution((0.1, 1.0), (5, 10, 0), 6.2)
     between = later.since(earlier)
     assert (between.count, between.sum) == (10, 6.0)
@@ -305,7 +305,7 @@ def test_the_difference_of_two_distributions_is_what_came_in_between():
 
 @pytest.mark.uncounted
 @pytest.mark.parametrize("seed", range(20))
-def test_the_bytes_of_all_loaders_are_those_of_the_local_cache_whatever_comes_and_goes(seed):
+def test_bytes_of_all_loaders_add_up_to_the_size_of_the_local_cache(seed):
     draw, local = random.Random(seed), LocalCache(20_000, 12)
     for number in range(10):
         local.counts.add_loader(f"d{number}", f"loader{number}")
@@ -327,13 +327,13 @@ def test_the_bytes_of_all_loaders_are_those_of_the_local_cache_whatever_comes_an
     assert local.counts.evictions > 0
 
 
-def test_stats_are_plain_data_that_json_knows():
+def test_stats_can_be_encoded_as_json():
     stats = Cache().stats()
     assert json.loads(json.dumps(stats.as_dict())) == json.loads(msgspec.json.encode(stats))
     assert (stats.loaders, stats.routes, stats.local.entries, stats.store.seconds) == ({}, {}, 0, None)
 
 
-async def test_an_item_known_to_be_absent_counts_as_fresh_by_the_layer_that_knows_it(cache, place_url, caplog):
+async def test_absent_item_counts_as_a_fresh_read_of_the_layer_that_knows_it(cache, place_url, caplog):
     async def load(numbers: list[int]) -> dict[int, int]:
         return {number: number for number in numbers if number != 2}
 
@@ -351,7 +351,7 @@ async def test_an_item_known_to_be_absent_counts_as_fresh_by_the_layer_that_know
             assert "row:2" in caplog.text
 
 
-async def test_an_absent_item_of_a_call_that_fails_counts_as_missing(cache):
+async def test_absent_item_of_a_failed_call_counts_as_missing(cache):
     async def load(numbers: list[int]) -> dict[int, int]:
         if 3 in numbers:
             raise KeyError(3)
@@ -365,7 +365,7 @@ async def test_an_absent_item_of_a_call_that_fails_counts_as_missing(cache):
     assert (counted.fresh.total, counted.missing.total) == (0, 3)
 
 
-def test_another_thread_may_read_statistics_while_loads_are_superseded():
+def test_other_thread_can_read_stats_while_loads_are_superseded():
     """As the thread of an exporter does."""
     cache = Cache()
     is_over = threading.Event()

@@ -68,8 +68,8 @@ BAD = [
 
 @pytest.mark.parametrize("refusal", [None, {"cache-control": "max-age=600"}], ids=["plain", "with a lifetime"])
 @pytest.mark.parametrize("bad", BAD, ids=str)
-class TestABadRequest:
-    async def test_leaves_what_is_stored(self, cache, clock, bad, refusal):
+class TestBadRequest:
+    async def test_bad_request_keeps_the_stored_response_as_fallback(self, cache, clock, bad, refusal):
         pages = Pages(cache, refusal)
         async with client(pages.app) as http:
             await http.get("/page")
@@ -83,7 +83,7 @@ class TestABadRequest:
             assert brief(await http.get("/page")) == (200, "1", "stale")
 
     @pytest.mark.uncounted
-    async def test_turns_neither_caching_nor_collapsing_off(self, cache, bad, refusal):
+    async def test_bad_request_disables_neither_caching_nor_collapsing(self, cache, bad, refusal):
         pages = Pages(cache)
         async with client(pages.app) as http:
             assert (await http.get("/page", headers=bad)).status_code >= 400
@@ -95,7 +95,7 @@ class TestABadRequest:
 
 
 @pytest.mark.parametrize("status", [400, 404, 410, 413, 416, 422, 500])
-async def test_an_error_for_a_part_is_not_stored_under_the_whole(cache, status):
+async def test_error_for_a_range_request_is_not_stored_as_the_whole(cache, status):
     app = App([(b"cache-control", b"max-age=60")], status=status)
     async with client(SWRMiddleware(app, cache, [Rule("/x", fresh_for=60)])) as http:
         answer = await http.get("/x", headers={"range": "bytes=x"})
@@ -106,7 +106,7 @@ async def test_an_error_for_a_part_is_not_stored_under_the_whole(cache, status):
 
 
 @pytest.mark.parametrize("status", [400, 422])
-async def test_an_error_with_a_lifetime_replaces_no_response_that_may_still_be_served(cache, clock, status):
+async def test_400_or_422_with_max_age_does_not_replace_a_stored_fallback(cache, clock, status):
     app = App([(b"cache-control", b"max-age=60, stale-if-error=3600")])
     async with client(SWRMiddleware(app, cache)) as http:
         await http.get("/x")
@@ -120,7 +120,7 @@ async def test_an_error_with_a_lifetime_replaces_no_response_that_may_still_be_s
 
 
 @pytest.mark.parametrize("status", [404, 410])
-async def test_a_resource_that_is_gone_for_a_plain_request_is_gone_for_all(cache, clock, status):
+async def test_404_or_410_to_a_plain_request_removes_the_fallback(cache, clock, status):
     app = App([(b"cache-control", b"max-age=60, stale-if-error=3600")])
     async with client(SWRMiddleware(app, cache)) as http:
         await http.get("/x")
@@ -132,7 +132,7 @@ async def test_a_resource_that_is_gone_for_a_plain_request_is_gone_for_all(cache
 
 
 @pytest.mark.parametrize("method", ["PUT", "POST", "DELETE"])
-async def test_a_get_after_404_and_the_put_that_creates_it_is_cached_at_once(cache, method):
+async def test_url_that_was_404_is_cached_at_once_after_a_write(cache, method):
     app = App(status=404)
     async with client(SWRMiddleware(app, cache)) as http:
         assert (await http.get("/x?a=1")).headers["cache-status"] == 'swr; fwd=uri-miss; detail="no freshness"'
@@ -143,7 +143,7 @@ async def test_a_get_after_404_and_the_put_that_creates_it_is_cached_at_once(cac
 
 
 @pytest.mark.parametrize("outdate", ["url", "all", "elsewhere"])
-async def test_an_invalidation_lets_a_url_be_cached_again(cache, outdate):
+async def test_invalidation_lets_an_uncacheable_url_be_cached_again(cache, outdate):
     app = App(status=404)
     async with client(SWRMiddleware(app, cache)) as http:
         await http.get("/x")
@@ -161,7 +161,7 @@ async def test_an_invalidation_lets_a_url_be_cached_again(cache, outdate):
 
 
 @pytest.mark.parametrize("status", [400, 405, 422, 451, 501])
-async def test_a_refused_refresh_drops_nothing_and_backs_off(cache, clock, status):
+async def test_refused_background_refresh_keeps_the_stale_entry_and_backs_off(cache, clock, status):
     app = App(MAX_AGE)
     async with client(SWRMiddleware(app, cache)) as http:
         await http.get("/x")
@@ -217,9 +217,9 @@ class Choosy:
 
 
 @pytest.mark.parametrize("failure", [500, 502, 503, 504, 501, 400, 422, 431, RuntimeError("boom")], ids=str)
-class TestTheOneThatFails:
+class TestFailingLeader:
     @pytest.mark.uncounted
-    async def test_of_those_who_waited_one_tries_again_and_answers_the_rest(self, cache, failure):
+    async def test_one_waiting_request_runs_the_app_again_and_answers_the_rest(self, cache, failure):
         choosy = Choosy(cache, failure)
         async with client(choosy.app) as http:
             bad, *others = await choosy.crowd(http)
@@ -229,7 +229,7 @@ class TestTheOneThatFails:
         assert [user == "bad" for user in choosy.users] == [True, False]
 
     @pytest.mark.uncounted
-    async def test_an_app_that_fails_for_all_runs_twice_at_most_for_those_who_share_its_answer(self, cache, failure):
+    async def test_app_runs_twice_when_it_fails_for_every_client_unless_it_refuses_them(self, cache, failure):
         choosy = Choosy(cache, failure)
         choosy.is_down = True
         async with client(choosy.app) as http:
@@ -284,7 +284,7 @@ class Hanging:
         return await gather(ask(*leader), *(later(*other) for other in others))
 
 
-class TestTheOneThatHangs:
+class TestHangingLeader:
     @pytest.mark.parametrize(
         ("leader", "others"),
         [
@@ -295,7 +295,7 @@ class TestTheOneThatHangs:
         ],
         ids=str,
     )
-    async def test_of_those_who_waited_and_differ_one_tries_again_and_answers_the_rest(self, cache, leader, others):
+    async def test_one_waiting_request_that_differs_runs_the_app_and_answers_the_rest(self, cache, leader, others):
         hanging = Hanging(cache)
         first, *rest = await hanging.crowd(leader, [others] * 10)
         # By the time that it is told, the other one may have stored an answer.
@@ -303,32 +303,32 @@ class TestTheOneThatHangs:
         assert set(rest) == {(200, b"2")}
         assert hanging.runs == 2
 
-    async def test_in_the_middle_of_its_answer_costs_those_who_waited_no_more(self, cache):
+    async def test_waiting_requests_are_answered_when_the_leader_hangs_within_its_body(self, cache):
         hanging = Hanging(cache, begins=True)
         first, *rest = await hanging.crowd(({"referer": "bad"}, "a"), [({}, "a")] * 10)
         assert isinstance(first, Exception)
         assert set(rest) == {(200, b"2")}
 
-    async def test_by_default_is_given_up_too(self, clock):
+    async def test_hanging_leader_is_given_up_without_a_hard_timeout(self, clock):
         async with Cache(clock=clock, lease_for=0.1) as cache:
             hanging = Hanging(cache, hard_timeout=None)
             first, *rest = await hanging.crowd(({"referer": "bad"}, "a"), [({}, "a")] * 10)
         assert first[0] == 504 or first == (200, b"2")
         assert set(rest) == {(200, b"2")}
 
-    async def test_those_who_sent_the_same_do_not_wait_again(self, cache):
+    async def test_identical_waiting_requests_get_504_without_another_run(self, cache):
         hanging = Hanging(cache)
         answers = await hanging.crowd(({"referer": "x"}, "a"), [({"referer": "x"}, "a")] * 10)
         assert {status for status, _ in answers} == {504}
         assert hanging.runs == 1
 
-    async def test_an_app_that_hangs_for_all_runs_twice(self, cache):
+    async def test_app_runs_only_twice_when_it_hangs_for_every_client(self, cache):
         hanging = Hanging(cache, always=True)
         answers = await hanging.crowd(({"referer": "bad"}, "a"), [({"referer": str(n)}, "a") for n in range(10)])
         assert {status for status, _ in answers} == {504}
         assert hanging.runs == 2
 
-    async def test_a_background_refresh_that_hangs_is_not_tried_again(self, cache, clock):
+    async def test_hanging_background_refresh_is_not_tried_again(self, cache, clock):
         app = App([(b"cache-control", b"max-age=1, stale-while-revalidate=10")])
         async with client(SWRMiddleware(app, cache, hard_timeout=1, stale_if_unreachable=0)) as http:
             await http.get("/x")
@@ -341,9 +341,9 @@ class TestTheOneThatHangs:
 
 
 @pytest.mark.parametrize("failure", [500, 502, 503, RuntimeError("boom")], ids=str)
-class TestAFieldThatMakesTheAppFail:
+class TestFieldThatMakesTheAppFail:
     @pytest.mark.uncounted
-    async def test_does_not_stop_the_refresh_for_others(self, cache, clock, failure):
+    async def test_failing_field_does_not_prevent_the_refresh_for_others(self, cache, clock, failure):
         choosy = Choosy(cache, failure)
         choosy.gate.set()
         async with client(choosy.app) as http:
@@ -356,7 +356,7 @@ class TestAFieldThatMakesTheAppFail:
                 assert brief(await http.get("/page")) == (200, str(2 * round_ + 3), "fresh")
 
     @pytest.mark.uncounted
-    async def test_an_app_that_fails_without_it_too_is_left_alone_for_a_while(self, cache, clock, failure):
+    async def test_refresh_backs_off_when_the_app_fails_without_the_field_too(self, cache, clock, failure):
         choosy = Choosy(cache, failure)
         choosy.gate.set()
         async with client(choosy.app) as http:
@@ -371,7 +371,7 @@ class TestAFieldThatMakesTheAppFail:
 
 @pytest.mark.parametrize("name", ["X-HTTP-Method-Override", "X-HTTP-Method", "X-Method-Override", "X_Method_Override"])
 @pytest.mark.parametrize("method", ["GET", "QUERY"])
-async def test_what_an_app_answers_to_another_method_that_a_field_names_is_for_this_client_alone(cache, method, name):
+async def test_request_with_a_method_override_field_bypasses_the_cache(cache, method, name):
     async def overridden(scope, receive, send):
         """Takes the field for the method, as Werkzeug's recipe does for every request."""
         is_head = any(field == name.lower().encode() for field, _ in scope["headers"])
@@ -386,7 +386,7 @@ async def test_what_an_app_answers_to_another_method_that_a_field_names_is_for_t
         assert (await http.request(method, "/x", headers={name: "HEAD"})).text == ""
 
 
-async def test_an_error_with_a_targeted_field_that_forbids_it_goes_to_nobody_else(cache):
+async def test_error_with_targeted_no_store_is_not_shared_with_waiting_requests(cache):
     app = App([(b"cdn-cache-control", b"no-store")], status=500)
     async with client(SWRMiddleware(app, cache)) as http:
         answers = await gather(*(http.get("/x") for _ in range(3)), open_later(app))
@@ -421,9 +421,9 @@ ROUND = [{"foo": foo, "bar": bar} for foo in "12" for bar in "12"]
     ],
     ids=str,
 )
-class TestAUrlThatVariesAtTimes:
+class TestUrlThatVariesSometimes:
     @pytest.mark.uncounted
-    async def test_is_cached(self, cache, clock, varies):
+    async def test_url_that_varies_sometimes_is_cached(self, cache, clock, varies):
         app = Sometimes(*varies)
         async with client(SWRMiddleware(app, cache)) as http:
             # Until swr has seen all that the responses name, each may bring a variant of its own.
@@ -438,7 +438,7 @@ class TestAUrlThatVariesAtTimes:
             assert app.runs == runs
 
     @pytest.mark.uncounted
-    async def test_stays_cached_when_its_responses_run_out_one_by_one(self, cache, clock, varies):
+    async def test_url_that_varies_sometimes_stays_cached_while_its_responses_expire(self, cache, clock, varies):
         app = Sometimes(*varies, headers=[(b"cache-control", b"max-age=60")])
         async with client(SWRMiddleware(app, cache)) as http:
             for number in range(200):
@@ -448,8 +448,8 @@ class TestAUrlThatVariesAtTimes:
         assert app.runs < 100
 
 
-async def test_a_response_without_vary_is_for_those_who_sent_the_same(cache):
-    """A page that is compressed for whoever accepts that, and says so only then."""
+async def test_response_without_vary_is_served_only_to_requests_with_equal_fields(cache):
+    """The app compresses the page only for clients that accept it, and sends `Vary` only then."""
 
     async def app(scope, receive, send):
         accepts = dict(scope["headers"]).get(b"accept-encoding")
@@ -465,7 +465,7 @@ async def test_a_response_without_vary_is_for_those_who_sent_the_same(cache):
 
 
 @pytest.mark.parametrize("vary", ["foo", "bar", "foo, bar", None, "baz", "*"])
-async def test_head_renews_what_is_selected_by_all_that_it_names(cache, clock, vary):
+async def test_head_renews_the_response_unless_it_varies_by_an_unseen_field(cache, clock, vary):
     app = Sometimes("foo", "bar", None, headers=[(b"cache-control", b"max-age=60"), (b"etag", b'"1"')])
     async with client(SWRMiddleware(app, cache)) as http:
         for _ in range(3):
@@ -478,7 +478,7 @@ async def test_head_renews_what_is_selected_by_all_that_it_names(cache, clock, v
     assert state == ("missing" if vary in ("baz", "*") else "fresh")
 
 
-async def test_an_unknown_field_that_a_response_names_at_times_selects_under_a_rule(cache):
+async def test_unknown_vary_field_of_some_responses_selects_under_a_rule(cache):
     app = Sometimes("x-foo", None, headers=[])
     async with client(SWRMiddleware(app, cache, [Rule("/x", fresh_for=60)])) as http:
         for _ in range(2):
@@ -486,7 +486,7 @@ async def test_an_unknown_field_that_a_response_names_at_times_selects_under_a_r
         assert {answer.headers["swr-state"] for answer in answers} == {"fresh"}
 
 
-async def test_a_url_that_no_longer_varies_is_one_again_when_what_varied_has_run_out(cache, clock):
+async def test_url_that_stopped_varying_is_shared_after_its_variants_expire(cache, clock):
     app = Sometimes("foo")
     async with client(SWRMiddleware(app, cache)) as http:
         await http.get("/x", headers={"foo": "1"})
@@ -498,7 +498,7 @@ async def test_a_url_that_no_longer_varies_is_one_again_when_what_varied_has_run
         assert {brief(await http.get("/x", headers={"foo": foo})) for foo in "12345"} == {(200, "3", "fresh")}
 
 
-async def test_responses_that_are_confirmed_to_each_request_keep_their_places(cache):
+async def test_revalidated_variants_stay_stored_when_only_some_responses_vary(cache):
     runs = []
 
     async def app(scope, receive, send):
@@ -516,7 +516,7 @@ async def test_responses_that_are_confirmed_to_each_request_keep_their_places(ca
 
 
 @pytest.mark.uncounted
-async def test_a_url_is_kept_apart_by_a_limited_number_of_fields(cache):
+async def test_url_varies_by_at_most_32_fields(cache):
     app = Sometimes(*(f"h{number}" for number in range(100)))
     async with client(SWRMiddleware(app, cache)) as http:
         for number in range(100):
@@ -524,7 +524,7 @@ async def test_a_url_is_kept_apart_by_a_limited_number_of_fields(cache):
     assert max(len(slot.value.names) for slot in cache.local.slots.values() if hasattr(slot.value, "variants")) == 32
 
 
-class TestAResponseThatVariesAndIsNotStored:
+class TestUnstoredVaryingResponse:
     """Who: a crawler that is sent elsewhere, or a client that asks for the stream of a page's changes."""
 
     CRAWLER, READER = {"user-agent": "crawler"}, {"user-agent": "reader"}
@@ -551,7 +551,7 @@ class TestAResponseThatVariesAndIsNotStored:
         return page
 
     @pytest.mark.parametrize("is_open", [True, False])
-    async def test_keeps_the_url_cacheable_for_requests_with_other_fields(self, cache, page, is_open):
+    async def test_url_stays_cacheable_for_other_fields_after_a_varying_no_store_response(self, cache, page, is_open):
         page.is_open = is_open
         async with client(SWRMiddleware(page, cache)) as http:
             for _ in range(2):
@@ -562,7 +562,7 @@ class TestAResponseThatVariesAndIsNotStored:
             again = await http.get("/x", headers=self.CRAWLER)
             assert again.status_code == (302 if is_open else 200)
 
-    async def test_leaves_the_copy_that_answers_for_errors_alone(self, cache, page, clock):
+    async def test_varying_no_store_response_keeps_the_stored_fallback(self, cache, page, clock):
         page.is_open = False
         async with client(SWRMiddleware(page, cache), raises=False) as http:
             await http.get("/x", headers=self.READER)
@@ -572,7 +572,7 @@ class TestAResponseThatVariesAndIsNotStored:
             assert entry is not None
             assert entry.value.body == b"page"
 
-    async def test_makes_those_who_wait_with_other_fields_ask_once_more(self, cache, page):
+    async def test_requests_waiting_with_other_fields_share_one_more_run(self, cache, page):
         page.gate = anyio.Event()
         async with client(SWRMiddleware(page, cache)) as http:
 
@@ -588,7 +588,7 @@ class TestAResponseThatVariesAndIsNotStored:
             assert page.runs == 2
             assert (await http.get("/x", headers=self.READER)).headers["swr-state"] == "fresh"
 
-    async def test_makes_nobody_wait_with_the_same_fields(self, cache, page):
+    async def test_requests_that_repeat_an_unstored_variant_run_in_parallel(self, cache, page):
         async with client(SWRMiddleware(page, cache)) as http:
             await http.get("/x", headers=self.CRAWLER)
             page.gate = anyio.Event()
@@ -602,9 +602,9 @@ class TestAResponseThatVariesAndIsNotStored:
         assert page.most == 3
 
 
-class TestDirectivesOfARequest:
+class TestRequestDirectives:
     @pytest.mark.parametrize("value", ["min-fresh=2147483648", "min-fresh=59", "Min-Fresh=600, no-store", "min-fresh"])
-    async def test_min_fresh_neither_forces_a_load_nor_replaces_what_is_fresh(self, cache, clock, value):
+    async def test_min_fresh_does_not_force_a_load_of_a_fresh_response(self, cache, clock, value):
         app = App(MAX_AGE)
         async with client(SWRMiddleware(app, cache)) as http:
             await http.get("/x")
@@ -614,7 +614,7 @@ class TestDirectivesOfARequest:
         assert app.runs == 1
 
     @pytest.mark.parametrize("value", ["no-store", "No-Store, max-age=0", "no-cache, no-store", "no-store;"])
-    async def test_no_store_is_answered_from_the_cache(self, cache, clock, value):
+    async def test_no_store_request_is_answered_from_the_cache(self, cache, clock, value):
         app = App(MAX_AGE)
         async with client(SWRMiddleware(app, cache)) as http:
             await http.get("/x")
@@ -627,7 +627,7 @@ class TestDirectivesOfARequest:
             assert brief(await http.get("/x", headers=said)) == (200, "2", "fresh")
 
     @pytest.mark.parametrize("method", ["GET", "HEAD"])
-    async def test_what_a_run_for_no_store_brings_is_not_stored(self, cache, clock, method):
+    async def test_response_to_a_no_store_request_is_not_stored(self, cache, clock, method):
         app = App([*MAX_AGE, (b"etag", b'"1"')])
         async with client(SWRMiddleware(app, cache)) as http:
             said = {"cache-control": "no-store"}
@@ -639,7 +639,7 @@ class TestDirectivesOfARequest:
             assert (await http.request(method, "/x", headers=said)).headers["swr-state"] == "missing"
             assert brief(await http.get("/x")) == (200, "5", "missing")
 
-    async def test_no_store_joins_a_load_that_is_under_way(self, cache):
+    async def test_no_store_request_joins_a_running_load(self, cache):
         app = App(MAX_AGE)
         async with client(SWRMiddleware(app, cache)) as http:
 
@@ -652,7 +652,7 @@ class TestDirectivesOfARequest:
             assert {answer.text for answer in answers[:-1]} == {"1"}
         assert app.runs == 1
 
-    async def test_no_store_leads_no_load_for_others(self, cache):
+    async def test_response_to_a_no_store_request_is_not_shared_with_waiting_requests(self, cache):
         app = App(MAX_AGE)
         async with client(SWRMiddleware(app, cache)) as http:
 
@@ -671,7 +671,7 @@ class TestDirectivesOfARequest:
             ]
         assert app.runs == 2
 
-    async def test_a_part_for_no_store_is_not_stored(self, cache):
+    async def test_range_response_to_a_no_store_request_is_not_stored(self, cache):
         headers = [(b"cache-control", b"max-age=60"), (b"content-range", b"bytes 0-0/10"), (b"etag", b'"1"')]
         app = App(headers, status=206)
         async with client(SWRMiddleware(app, cache)) as http:
@@ -690,7 +690,7 @@ class TestUnsafeMethods:
             *((status, False) for status in (300, 304, 307, 308, 400, 409, 500)),
         ],
     )
-    async def test_success_and_a_redirect_to_the_result_outdate(self, cache, status, outdates):
+    async def test_write_invalidates_url_and_location_only_after_2xx_or_301_302_303(self, cache, status, outdates):
         app = App(MAX_AGE)
         async with client(SWRMiddleware(app, cache), follow_redirects=False) as http:
             await http.get("/x")
@@ -702,7 +702,7 @@ class TestUnsafeMethods:
             states = [(await http.get(path)).headers["swr-state"] for path in ("/x", "/y")]
         assert states == ["missing" if outdates else "fresh"] * 2
 
-    async def test_a_post_that_fastapi_redirects_to_the_path_without_a_slash_outdates_nothing(self, cache):
+    async def test_fastapi_slash_redirect_or_failure_of_a_post_invalidates_nothing(self, cache):
         app = FastAPI()
         app.add_middleware(SWRMiddleware, cache=cache, rules=[Rule("/items/{item}", fresh_for=60)])
 
@@ -722,7 +722,7 @@ class TestUnsafeMethods:
 
     @pytest.mark.uncounted
     @pytest.mark.parametrize("method", ["POST", "PUT", "DELETE"])
-    async def test_a_write_outdates_its_url_on_its_own_host_whatever_the_scheme(self, cache, method):
+    async def test_write_invalidates_its_url_on_its_own_host_for_every_scheme(self, cache, method):
         app = App(MAX_AGE)
         hosts = [
             "http://a",
@@ -749,7 +749,7 @@ class TestUnsafeMethods:
             ]  # fmt: skip
 
     @pytest.mark.parametrize("reference", ["/y", "http://a/y"])
-    async def test_what_location_names_is_of_the_same_host(self, cache, reference):
+    async def test_write_invalidates_its_location_on_its_own_host_only(self, cache, reference):
         app = App(MAX_AGE)
         async with client(SWRMiddleware(app, cache)) as http:
             for host in ("a", "b"):
@@ -760,7 +760,7 @@ class TestUnsafeMethods:
             states = [(await http.get(f"http://{host}/y")).headers["swr-state"] for host in ("a", "b")]
         assert states == ["missing", "fresh"]
 
-    async def test_variants_and_what_could_not_be_stored_are_of_a_host_too(self, cache):
+    async def test_write_invalidates_variants_on_its_own_host_only(self, cache):
         app = App([*MAX_AGE, (b"vary", b"foo")])
         async with client(SWRMiddleware(app, cache)) as http:
             for host in ("a", "b"):
@@ -828,7 +828,7 @@ class TestAmbiguousPaths:
     @pytest.mark.uncounted
     @pytest.mark.parametrize("has_raw_path", [True, False])
     @pytest.mark.parametrize("url", AMBIGUOUS)
-    async def test_no_rule_applies_to_one(self, cache, url, has_raw_path):
+    async def test_no_rule_applies_to_an_ambiguous_path(self, cache, url, has_raw_path):
         more = {} if has_raw_path else {"raw_path": None}
         if not has_raw_path and url == "/static/a%2fb":
             # Without the path as it was sent, this is a slash.
@@ -841,10 +841,10 @@ class TestAmbiguousPaths:
         assert all((b"cookie", b"session=1") in scope["headers"] for scope in app.scopes[2:])
 
     @pytest.mark.parametrize("url", PLAIN)
-    async def test_rules_apply_to_any_other(self, cache, url):
+    async def test_rules_apply_to_a_plain_path(self, cache, url):
         assert await self.answers(cache, url, App(), headers=[(b"cookie", b"session=1")]) == ["missing", "fresh"]
 
-    async def test_the_query_counts_whole(self, cache):
+    async def test_drop_params_do_not_apply_to_an_ambiguous_path(self, cache):
         middleware = SWRMiddleware(App(MAX_AGE), cache, self.RULES)
         states = []
         for url in ("/static/..%2faccount", "/static/x.css"):
@@ -854,8 +854,8 @@ class TestAmbiguousPaths:
                 states.append(dict(http.sent[0]["headers"])[b"swr-state"])
         assert states == [b"missing", b"missing", b"missing", b"fresh"]
 
-    async def test_a_victims_page_is_not_stored_for_the_attacker(self, cache):
-        """The server of static files resolves the path, and so comes to the page that the session selects."""
+    async def test_page_of_a_user_behind_an_ambiguous_path_is_not_served_to_others(self, cache):
+        """The static file server resolves the path, and so serves the page that the session selects."""
 
         async def app(scope, receive, send):
             user = dict(scope["headers"]).get(b"cookie", b"nobody").decode()
@@ -871,7 +871,7 @@ class TestAmbiguousPaths:
             assert bodies == [b"account of victim", b"account of nobody"]
 
 
-class TestCookiesThatDoNotMatter:
+class TestCookiesOutsideTheRule:
     @pytest.mark.parametrize(
         ("named", "sent", "seen"),
         [
@@ -882,7 +882,7 @@ class TestCookiesThatDoNotMatter:
             (("lang",), "lang=de", "lang=de"),
         ],
     )
-    async def test_the_run_that_is_stored_does_not_see_them(self, cache, named, sent, seen):
+    async def test_run_that_is_stored_sees_only_the_cookies_that_the_rule_names(self, cache, named, sent, seen):
         app = FastAPI()
         app.add_middleware(SWRMiddleware, cache=cache, rules=[Rule("/{p:path}", fresh_for=60, cookies=named)])
 
@@ -896,7 +896,7 @@ class TestCookiesThatDoNotMatter:
                 assert answer.json() == seen
             assert answer.headers["swr-state"] == "fresh"
 
-    async def test_the_middleware_outside_finds_them_in_the_scope_again(self, cache):
+    async def test_outer_middleware_finds_the_hidden_cookies_in_the_scope_again(self, cache):
         inside = SWRMiddleware(App(), cache, [Rule("/x", fresh_for=60, cookies=())])
         scope, http = scope_of("/x", headers=[(b"cookie", b"session=1")]), Client()
         await inside(scope, http.receive, http.send)
@@ -905,7 +905,7 @@ class TestCookiesThatDoNotMatter:
     @pytest.mark.parametrize(
         ("cookie", "renews"), [("session=me", False), ("lang=de; session=me", False), (None, True)]
     )
-    async def test_what_head_answers_to_a_request_with_them_changes_nothing(self, cache, clock, cookie, renews):
+    async def test_head_with_other_cookies_does_not_renew_the_stored_response(self, cache, clock, cookie, renews):
         app = App([(b"cache-control", b"max-age=60"), (b"etag", b'"1"')])
         headers = {} if cookie is None else {"cookie": cookie}
         async with client(SWRMiddleware(app, cache, [Rule("/x", cookies=())])) as http:
@@ -917,7 +917,7 @@ class TestCookiesThatDoNotMatter:
             answer = await http.get("/x")
             assert ("x-user" in answer.headers, answer.headers["swr-state"] == "fresh") == (renews, renews)
 
-    async def test_what_post_answers_to_a_request_with_them_is_not_stored(self, cache):
+    async def test_post_response_is_not_stored_for_get_if_other_cookies_were_sent(self, cache):
         app = App([(b"cache-control", b"max-age=60"), (b"content-location", b"/x")])
         async with client(SWRMiddleware(app, cache, [Rule("/x", cookies=("lang",))])) as http:
             await http.post("/x", headers={"cookie": "session=1; lang=de"})
@@ -931,8 +931,8 @@ class TestCookiesThatDoNotMatter:
     "varies", [("foo", None), (None, "foo"), ("foo", "bar", None), ("foo, bar", None, "foo"), ("foo", "bar")], ids=str
 )
 @pytest.mark.parametrize("cache_control", ["max-age=60", "max-age=0, stale-while-revalidate=60", "no-cache"])
-def test_each_request_on_an_event_loop_of_its_own_to_a_url_that_varies_at_times(varies, cache_control):
-    """As Starlette's test client has it, unless it is used as a context manager."""
+def test_varying_url_is_answered_when_each_request_has_its_own_event_loop(varies, cache_control):
+    """Starlette's test client works like this unless it is used as a context manager."""
     cache, runs = Cache(), []
     app = FastAPI()
     app.add_middleware(SWRMiddleware, cache=cache)

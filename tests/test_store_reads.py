@@ -26,8 +26,8 @@ def hold_reads(process):
     return gate
 
 
-class TestTheLeaseRequestLeavesWithTheRead:
-    async def test_after_misses(self, two):
+class TestLeaseRequestSentWithRead:
+    async def test_lease_request_is_sent_with_the_read_after_many_misses(self, two):
         process, job = two[0], Job()
         await miss_often(process)
         gate = hold_reads(process)
@@ -41,7 +41,7 @@ class TestTheLeaseRequestLeavesWithTheRead:
         assert job.runs == 1
 
     @pytest.mark.parametrize("hits", [0, 4])
-    async def test_not_before_most_reads_have_been_misses(self, two, hits):
+    async def test_lease_request_waits_for_the_read_unless_most_reads_have_missed(self, two, hits):
         first, second = two
         if hits:
             await miss_often(second)
@@ -59,14 +59,14 @@ class TestTheLeaseRequestLeavesWithTheRead:
             gate.set()
         assert calls == [["read", "acquire"]]
 
-    async def test_not_while_the_key_is_loaded(self, two):
+    async def test_readers_of_a_loading_key_send_no_second_lease_request(self, two):
         process, job = two[0], Job()
         await miss_often(process)
         job.gate = anyio.Event()
         await gather(open_gate(job), *(process.engine.fetch("k", job) for _ in range(100)))
         assert process.link.calls.count("acquire") == job.runs == 1
 
-    async def test_not_for_a_key_that_is_left_alone_for_a_while(self, two):
+    async def test_no_lease_request_is_sent_with_the_read_during_backoff(self, two):
         process = two[0]
         await miss_often(process)
         process.engine.backoffs.begin("k", 3600, None)
@@ -77,7 +77,7 @@ class TestTheLeaseRequestLeavesWithTheRead:
             assert process.link.calls == ["read"]
             gate.set()
 
-    async def test_not_for_what_this_process_holds_and_may_not_serve(self, two, clock):
+    async def test_no_lease_request_is_sent_with_the_read_of_an_expired_local_entry(self, two, clock):
         process, job = two[0], Job()
         await process.engine.fetch("k", job)
         await miss_often(process)
@@ -90,7 +90,7 @@ class TestTheLeaseRequestLeavesWithTheRead:
             gate.set()
         assert job.runs == 2
 
-    async def test_not_while_the_store_is_unreachable(self, two, monkeypatch):
+    async def test_no_lease_request_is_sent_while_the_store_is_unreachable(self, two, monkeypatch):
         process, job = two[0], Job()
         await process.engine.fetch("k", job)
         await miss_often(process)
@@ -103,7 +103,7 @@ class TestTheLeaseRequestLeavesWithTheRead:
         assert (job.runs, process.link.calls) == (1, [])
         process.link.set_down(False)
 
-    async def test_not_for_a_loader_that_may_ask_for_what_it_is_to_load(self, two):
+    async def test_nested_load_sends_no_lease_request_with_its_read(self, two):
         process = two[0]
         await miss_often(process)
         gate, inner, loaded = hold_reads(process), Job(), []
@@ -121,8 +121,8 @@ class TestTheLeaseRequestLeavesWithTheRead:
         assert loaded == [1]
 
 
-class TestWhatTheReadFindsAllTheSame:
-    async def test_something_fresh_is_given_and_nothing_loaded(self, two):
+class TestReadThatFindsAnEntry:
+    async def test_fresh_entry_is_returned_without_a_load_despite_the_lease_request(self, two):
         first, second = two
         await miss_often(second)
         await first.engine.fetch("k", Job())
@@ -132,7 +132,7 @@ class TestWhatTheReadFindsAllTheSame:
         assert (outcome.value, outcome.state, job.runs) == (1, State.FRESH, 0)
         assert second.link.calls == ["read", "acquire"]
 
-    async def test_something_stale_is_given_at_once_and_refreshed_once(self, two, clock):
+    async def test_stale_entry_is_returned_at_once_and_refreshed_once(self, two, clock):
         first, second = two
         await miss_often(second)
         await first.engine.fetch("k", Job())
@@ -147,7 +147,7 @@ class TestWhatTheReadFindsAllTheSame:
         assert job.runs == 1
         assert (await second.engine.fetch("k", job)).value == "new"
 
-    async def test_what_is_too_old_is_what_a_failure_falls_back_on(self, two, clock):
+    async def test_expired_entry_is_the_fallback_when_the_load_fails(self, two, clock):
         first, second = two
         await miss_often(second)
         await first.engine.fetch("k", Job())
@@ -156,7 +156,7 @@ class TestWhatTheReadFindsAllTheSame:
         outcome = await second.engine.fetch("k", job)
         assert (outcome.value, outcome.state, str(outcome.error)) == (1, State.STALE, "1")
 
-    async def test_another_process_s_load_is_waited_for(self, two):
+    async def test_reader_waits_for_the_load_of_another_process_and_runs_none(self, two):
         first, second = two
         await miss_often(second)
         theirs, ours = Job(lambda run: "theirs"), Job()
@@ -179,7 +179,7 @@ class TestWhatTheReadFindsAllTheSame:
         assert second.link.calls == ["read", "acquire", "acquire"]
 
 
-async def test_a_reader_that_leaves_ends_no_load_and_leaves_no_lease(two):
+async def test_load_goes_on_and_leaves_no_lease_when_its_reader_leaves(two):
     process, job = two[0], Job()
     await miss_often(process)
     gate = hold_reads(process)
@@ -193,7 +193,7 @@ async def test_a_reader_that_leaves_ends_no_load_and_leaves_no_lease(two):
     assert job.runs == 1
 
 
-async def test_a_flight_that_an_invalidation_has_outdated_serves_nobody(two):
+async def test_reader_gets_a_newer_load_when_an_invalidation_supersedes_its_flight(two):
     process, job = two[0], Job()
     await miss_often(process)
     gate, job.gate = hold_reads(process), anyio.Event()
@@ -213,7 +213,7 @@ async def test_a_flight_that_an_invalidation_has_outdated_serves_nobody(two):
 
 
 @pytest.mark.parametrize("anyio_backend", ["asyncio"])
-async def test_the_lease_is_taken_before_a_reply_to_the_read_has_come(any_server, no_heartbeats, anyio_backend):
+async def test_redis_grants_the_lease_before_the_reply_to_the_read_arrives(any_server, no_heartbeats, anyio_backend):
     any_server.command("FLUSHALL")
     async with Proxy(any_server.port) as proxy, Cache(proxy.url, timeout=60.0) as cache:
 
@@ -230,7 +230,7 @@ async def test_the_lease_is_taken_before_a_reply_to_the_read_has_come(any_server
             proxy.holds_replies = False
 
 
-def test_a_single_hit_among_many_misses_changes_nothing():
+def test_tally_stays_mostly_absent_after_one_hit_but_not_after_four():
     tally = Tally("rank:{n}", is_route=False)
     assert not tally.is_mostly_absent
     for _ in range(20):

@@ -38,7 +38,7 @@ def redis_store(server: Server, namespace: str = "swr") -> RedisStore:
     return RedisStore(Single(lambda: Redis.from_url(server.url), 2.0), namespace, timeout=2.0)
 
 
-async def test_a_lease_that_a_tag_has_ended_is_told_to_be_free():
+async def test_lease_lost_to_a_tag_invalidation_is_announced_as_released():
     store, messages = MemoryStore(), []
     async with anyio.create_task_group() as group:
         await store.open(group.start_soon, messages.append)
@@ -62,7 +62,7 @@ class _Jumps:
         return 1000.0 if self.left >= 0 else 1060.0
 
 
-async def test_a_lease_that_expires_during_a_command_is_lost_or_held_and_nothing_else():
+async def test_lease_that_expires_during_a_command_is_either_lost_or_held():
     ends = set()
     for at in range(4, 16):
         store = MemoryStore(clock=(clock := _Jumps(10**6)))

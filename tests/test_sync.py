@@ -76,8 +76,8 @@ def own_threads() -> list[threading.Thread]:
     return [thread for thread in threading.enumerate() if thread.name == "swr"]
 
 
-class TestWithoutALoop:
-    def test_every_call_of_a_loader_waits_for_its_answer(self, module):
+class TestWithoutEventLoop:
+    def test_sync_calls_of_a_loader_return_their_results(self, module):
         for loader in (module.one, module.plain, module.method):
             sync = loader.sync
             first = sync("x")
@@ -97,7 +97,7 @@ class TestWithoutALoop:
         module.many.sync.invalidate(["x"])
         assert module.many.sync.outcome(["x"])["x"].state is State.MISSING
 
-    def test_values_are_set_and_looked_at(self, module):
+    def test_sync_loader_sets_peeks_marks_and_invalidates_values(self, module):
         for loader in (module.one, module.plain, module.method):
             sync = loader.sync
             assert sync.peek("x") is None
@@ -119,7 +119,7 @@ class TestWithoutALoop:
         many.invalidate_all()
         assert many.peek(["x"]) == {}
 
-    def test_keys_tags_and_urls_are_marked_and_invalidated_in_one_step(self, module):
+    def test_sync_cache_marks_and_invalidates_keys_tags_and_urls(self, module):
         sync = module.cache.sync
         policy = Policy(60, 60, tags=("t",))
         for mark in (
@@ -139,7 +139,7 @@ class TestWithoutALoop:
             with pytest.raises(ConfigurationError, match="has no path"):
                 many("/rankings/ATL", "")
 
-    def test_every_call_of_the_cache_waits_for_its_end(self, module):
+    def test_sync_calls_of_the_cache_return_after_they_took_effect(self, module):
         sync = module.cache.sync
         assert sync.get_or_load("k", lambda: 1, POLICY).state is State.MISSING
         assert sync.get_or_load("k", lambda: 1, POLICY, returns=int).state is State.FRESH
@@ -158,7 +158,7 @@ class TestWithoutALoop:
         with pytest.raises(ConfigurationError, match="has no path"):
             sync.invalidate_url("")
 
-    def test_all_threads_share_one_thread_of_the_cache_and_one_load(self, module):
+    def test_all_threads_share_one_cache_thread_and_one_load(self, module):
         gate = threading.Barrier(8)
 
         def call(_: int) -> str:
@@ -172,7 +172,7 @@ class TestWithoutALoop:
         assert not own_threads()
         assert module.plain.sync("x") == "x1"
 
-    def test_the_cache_closes_at_the_end_of_its_block(self, module):
+    def test_cache_closes_at_the_end_of_its_with_block(self, module):
         with module.cache.sync as sync:
             assert module.cache.engine.runtime.tasks.loop is not None
             with sync:
@@ -181,10 +181,10 @@ class TestWithoutALoop:
         assert module.cache.engine.runtime.tasks.loop is None
         module.cache.configure(namespace="shop")
 
-    def test_a_cache_that_was_never_used_closes_at_once(self):
+    def test_unused_cache_closes_without_error(self):
         Cache().sync.close()
 
-    def test_errors_of_loaders_come_as_they_are(self, module):
+    def test_errors_of_loaders_are_raised_unchanged(self, module):
         @module.cache.cached("e:{kind}", fresh_for=60)
         def fails(kind: str) -> None:
             raise {"key": KeyError, "time": TimeoutError}[kind]("mine")
@@ -196,7 +196,7 @@ class TestWithoutALoop:
         with pytest.raises(ConfigurationError, match="cannot be part of a key"):
             fails.sync(object())
 
-    def test_stored_in_redis_by_one_process_read_by_another(self, any_server: Server):
+    def test_value_stored_in_redis_by_one_cache_is_read_by_another(self, any_server: Server):
         any_server.command("FLUSHALL")
         one, two = Module(url=any_server.url), Module(url=any_server.url)
         assert one.one.sync("x") == two.one.sync("x") == "x1"
@@ -204,13 +204,13 @@ class TestWithoutALoop:
         two.cache.sync.close()
         assert not own_threads()
 
-    def test_isolated_closes_it_for_the_next_test(self, module):
+    def test_isolated_empties_the_cache_and_ends_its_thread(self, module):
         for number in (1, 2):
             with isolated(module.cache):
                 assert module.one.sync("x") == f"x{number}"
             assert not own_threads()
 
-    def test_an_interrupted_call_goes_on_for_the_others(self, module):
+    def test_load_continues_for_other_callers_when_one_is_interrupted(self, module):
         """Ctrl-C in a script, or the time-out of a worker that raises in its main thread."""
         begun, gate = threading.Event(), threading.Event()
 
@@ -234,8 +234,8 @@ class TestWithoutALoop:
 
 
 class TestLoadersThatCallLoaders:
-    def test_def_loaders_that_wait_for_others_do_not_use_up_the_threads(self, module):
-        """More than there are threads for, each in need of another one."""
+    def test_nested_def_loaders_do_not_exhaust_the_threads(self, module):
+        """There are more loads than threads, and each of them waits for another load."""
         cache = module.cache
 
         @cache.cached("inner:{n}", fresh_for=60)
@@ -256,7 +256,7 @@ class TestLoadersThatCallLoaders:
 
         assert asyncio.run(main()) == [n + 2 for n in range(MANY)]
 
-    def test_in_another_cache_too(self, module):
+    def test_def_loader_may_call_a_loader_of_another_cache(self, module):
         other = Module()
 
         @module.cache.cached("outer:{n}", fresh_for=60)
@@ -266,8 +266,8 @@ class TestLoadersThatCallLoaders:
         assert outer.sync("x") == "x1"
         other.cache.sync.close()
 
-    def test_no_more_threads_run_at_once_than_may(self, module):
-        """Whoever has waited goes on only when there is a place again."""
+    def test_at_most_40_loader_threads_run_at_once(self, module):
+        """A thread that has waited for another load goes on only when a place is free."""
         running, most, lock = 0, 0, threading.Lock()
 
         @module.cache.cached("inner:{n}", fresh_for=60)
@@ -292,7 +292,7 @@ class TestLoadersThatCallLoaders:
         asyncio.run(main())
         assert most <= 40
 
-    def test_those_that_would_wait_for_each_other_are_refused(self, module):
+    def test_loaders_that_would_wait_for_each_other_are_refused(self, module):
         @module.cache.cached("ping", fresh_for=60)
         def ping() -> int:
             return pong.sync()
@@ -306,7 +306,7 @@ class TestLoadersThatCallLoaders:
 
     @pytest.mark.parametrize("error", [SystemExit, KeyboardInterrupt])
     @pytest.mark.parametrize("is_async", [True, False])
-    def test_a_loader_that_ends_the_program_ends_its_caller_and_not_the_event_loop(self, module, error, is_async):
+    def test_exit_raised_by_a_loader_reaches_its_caller_and_spares_the_event_loop(self, module, error, is_async):
         """`sys.exit` of a parser of arguments that a loader uses."""
 
         def ends() -> str:
@@ -322,7 +322,7 @@ class TestLoadersThatCallLoaders:
         assert module.one.sync("x") == "x1"
         assert len(own_threads()) == 1
 
-    def test_a_thread_whose_event_loop_has_ended_is_replaced(self, module):
+    def test_cache_thread_whose_event_loop_ended_is_replaced(self, module):
         module.one.sync("x")
         module.cache.engine.portal._own.stop(None)
         assert not own_threads()
@@ -331,7 +331,7 @@ class TestLoadersThatCallLoaders:
         module.cache.sync.close()
         assert not own_threads()
 
-    def test_an_async_loader_must_await(self, module):
+    def test_sync_call_in_an_async_loader_is_refused(self, module):
         @module.cache.cached("wrong", fresh_for=60)
         async def wrong() -> str:
             return module.one.sync("x")
@@ -341,8 +341,8 @@ class TestLoadersThatCallLoaders:
 
 
 @pytest.mark.anyio
-class TestBesideALoop:
-    async def test_a_worker_thread_goes_through_the_loop_that_it_works_for(self, module, anyio_backend):
+class TestBesideEventLoop:
+    async def test_worker_thread_uses_the_event_loop_that_started_it(self, module, anyio_backend):
         """A `def` endpoint: nobody has opened the cache yet."""
         assert await anyio.to_thread.run_sync(module.one.sync, "x") == "x1"
         assert module.cache.engine.is_open
@@ -353,7 +353,7 @@ class TestBesideALoop:
         await anyio.to_thread.run_sync(module.cache.sync.close)
         assert not module.cache.engine.is_open
 
-    async def test_any_thread_goes_through_the_loop_in_which_the_cache_is_open(self, module, anyio_backend):
+    async def test_any_thread_uses_the_event_loop_in_which_the_cache_is_open(self, module, anyio_backend):
         async with module.cache:
             answers: list[str] = []
             thread = threading.Thread(target=lambda: answers.append(module.plain.sync("x")))
@@ -365,7 +365,7 @@ class TestBesideALoop:
             assert await module.plain("x") == answers[0] == "x1"
         assert not own_threads()
 
-    async def test_on_the_loop_s_own_thread_it_is_refused(self, module, anyio_backend):
+    async def test_sync_call_in_the_thread_of_the_event_loop_is_refused(self, module, anyio_backend):
         for call, what in (
             (lambda: module.one.sync("x"), "the .sync of the loader of 'a:{group}'"),
             (lambda: module.many.sync(["x"]), "the .sync of the loader of 'c:{group}'"),
@@ -381,7 +381,7 @@ class TestBesideALoop:
             module.cache.sync.close()
         await module.cache.aclose()
 
-    async def test_a_block_in_a_thread_passes_the_cache_by(self, module, anyio_backend):
+    async def test_disabled_block_in_a_thread_bypasses_the_cache(self, module, anyio_backend):
         def disabled() -> str:
             with module.cache.disabled():
                 assert module.one.sync.outcome("x").bypassed
@@ -392,7 +392,7 @@ class TestBesideALoop:
             assert await anyio.to_thread.run_sync(disabled) != first
             assert await anyio.to_thread.run_sync(module.one.sync, "x") == first
 
-    async def test_invalidations_of_a_block_are_made_once_more_at_its_end(self, module, anyio_backend):
+    async def test_until_committed_repeats_its_invalidations_at_its_end(self, module, anyio_backend):
         heard: list[str | None] = []
         module.cache.subscribe(lambda event: heard.append(event.tag), Invalidated)
 
@@ -412,7 +412,7 @@ class TestBesideALoop:
         async with module.cache:
             await anyio.to_thread.run_sync(commits)
 
-    async def test_an_endpoint_and_a_dependency_that_are_def(self, module):
+    async def test_def_endpoint_calls_loader_through_the_event_loop_of_the_app(self, module):
         app = FastAPI()
 
         @app.get("/{group}")
@@ -426,8 +426,8 @@ class TestBesideALoop:
         await module.cache.aclose()
 
 
-class TestOneLoopAfterTheOther:
-    def test_a_loop_takes_the_cache_over_from_its_own_thread(self, module):
+class TestChangingEventLoops:
+    def test_event_loop_takes_the_cache_over_from_its_own_thread(self, module):
         assert module.one.sync("x") == "x1"
 
         async def main() -> None:
@@ -444,7 +444,7 @@ class TestOneLoopAfterTheOther:
         assert module.plain.sync("x") == "x3"
         assert len(own_threads()) == 1
 
-    def test_a_loop_that_pauses_is_not_waited_for(self, module):
+    def test_sync_call_does_not_wait_for_a_paused_event_loop(self, module):
         loop = asyncio.new_event_loop()
         loop.run_until_complete(module.one("x"))
         assert module.plain.sync("y") == "y2"
@@ -454,7 +454,7 @@ class TestOneLoopAfterTheOther:
         loop.close()
 
     @pytest.mark.parametrize("is_begun", [False, True])
-    def test_a_loop_that_ends_during_a_call_is_not_waited_for(self, is_begun: bool, monkeypatch):
+    def test_call_raises_loop_ended_when_its_event_loop_ends(self, is_begun: bool, monkeypatch):
         """A server that shuts down while a thread asks: what the loop has not done by then it never does."""
         loop, blocked, scheduled, begun = asyncio.new_event_loop(), *(threading.Event() for _ in range(3))
         schedule = asyncio.run_coroutine_threadsafe
@@ -493,7 +493,7 @@ class TestOneLoopAfterTheOther:
         with pytest.raises(LoopEnded):
             wait_for(loop, function)
 
-    def test_a_call_that_the_end_of_its_loop_cancels_is_made_again_elsewhere(self, module):
+    def test_call_cancelled_by_the_end_of_its_event_loop_runs_again_in_another(self, module):
         entered = threading.Event()
         runs: list[asyncio.AbstractEventLoop] = []
 
@@ -515,7 +515,7 @@ class TestOneLoopAfterTheOther:
             assert asyncio.run(main(pool)).result(60) == 2
         assert len({*runs}) == 2
 
-    def test_a_run_of_trio_that_ends_is_not_waited_for(self, module):
+    def test_call_raises_loop_ended_when_trio_has_ended(self, module):
         trio = pytest.importorskip("trio")
         tokens = []
 
@@ -528,13 +528,13 @@ class TestOneLoopAfterTheOther:
         with pytest.raises(LoopEnded):
             wait_for(tokens[0], function)
 
-    def test_at_the_end_of_the_process_every_thread_is_ended(self, module):
+    def test_all_cache_threads_end_with_the_process(self, module):
         module.one.sync("x")
         portals._stop_all()
         assert not own_threads()
         assert module.cache.engine.runtime.tasks.loop is None
 
-    def test_what_a_child_inherits_it_leaves_alone(self, module):
+    def test_child_process_leaves_the_inherited_thread_alone(self, module):
         """In this process, where the parent's thread goes on."""
         module.one.sync("x")
         parents = module.cache.engine.portal._own
@@ -545,13 +545,13 @@ class TestOneLoopAfterTheOther:
         assert module.one.sync("x") == "x1"
         assert len(own_threads()) == 1
 
-    def test_a_call_that_takes_longer_is_waited_for(self, module, monkeypatch):
+    def test_sync_call_waits_for_a_long_load(self, module, monkeypatch):
         monkeypatch.setattr("swr.engine.crossing._LOOKED_AFTER", 0.001)
         gate = threading.Event()
         threading.Timer(0.05, gate.set).start()
         assert module.cache.sync.get_or_load("k", lambda: gate.wait(60), POLICY).value is True
 
-    def test_a_loop_that_ends_again_and_again_is_told_of(self, module, monkeypatch):
+    def test_call_fails_when_the_event_loop_ends_again_and_again(self, module, monkeypatch):
         def ends(*_: object) -> None:
             raise LoopEnded
 
@@ -592,14 +592,14 @@ def run_script(text: str, url: str | None = None) -> str:
 
 
 class TestProcesses:
-    def test_at_the_end_of_the_process_loads_under_way_are_waited_for(self, any_server: Server):
+    def test_process_exit_waits_for_loads_under_way(self, any_server: Server):
         any_server.command("FLUSHALL")
         output = run_script("load.sync('x'); time.sleep(0.1); load.sync('x')", any_server.url)
         assert output == "loaded True\nloaded True\n"
         # Its lease is given back, and nobody waits for it.
         assert run_script("load.sync.refresh('x')", any_server.url) == "loaded True\n"
 
-    def test_where_gevent_has_replaced_threads_it_is_refused_with_what_to_do(self):
+    def test_call_is_refused_with_what_to_do_when_gevent_replaced_threads(self):
         output = run_script("""
 import gevent.monkey
 
@@ -617,9 +617,7 @@ for call in (lambda: load.sync("x"), cache.sync.clear):
     @pytest.mark.parametrize(
         ("library", "asks"), [("gevent.monkey", "is_module_patched"), ("eventlet.patcher", "is_monkey_patched")]
     )
-    def test_a_library_that_has_replaced_threads_is_named_and_one_that_has_not_changes_nothing(
-        self, library, asks, module, monkeypatch
-    ):
+    def test_error_names_the_library_that_replaced_threads(self, library, asks, module, monkeypatch):
         for has_replaced in (False, True):
             monkeypatch.setitem(sys.modules, library, SimpleNamespace(**{asks: lambda _, answer=has_replaced: answer}))
             if not has_replaced:
@@ -631,7 +629,7 @@ for call in (lambda: load.sync("x"), cache.sync.clear):
 
     @pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")
     @pytest.mark.parametrize("where", ["memory", "redis"])
-    def test_a_child_has_a_thread_of_its_own(self, where, any_server: Server):
+    def test_forked_child_gets_its_own_cache_thread(self, where, any_server: Server):
         """The prefork pool of Celery, a server that preloads its app."""
         any_server.command("FLUSHALL")
         output = run_script(
@@ -652,7 +650,7 @@ assert load.sync("parent") == "parent"
         )
         assert output.split("\n")[:3] == ["loaded True", "loaded False", "loaded True"]
 
-    def test_a_call_when_the_interpreter_has_ended_its_threads_is_refused(self):
+    def test_call_in_a_destructor_at_interpreter_exit_is_refused(self):
         """What an object of the module does when it is thrown away."""
         output = run_script(
             """
@@ -676,14 +674,14 @@ last = Last()
         # A thread of loaders that is still alive may keep the module's names, and then Python destroys no `last`.
         assert lines[2:] in ([], [late])
 
-    def test_a_call_at_the_end_of_the_interpreter_does_not_wait(self, monkeypatch):
+    def test_call_during_interpreter_finalization_is_refused(self, monkeypatch):
         monkeypatch.setattr("sys.is_finalizing", lambda: True)
         with pytest.raises(SWRError, match="comes too late"):
             Cache().sync.clear()
         monkeypatch.undo()
 
 
-class TestThePage:
+class TestDocsPage:
     @pytest.fixture
     def names(self, request, any_server: Server):
         any_server.command("FLUSHALL")
@@ -694,11 +692,11 @@ class TestThePage:
         names["cache"].sync.close()
 
     @pytest.mark.parametrize("names", ["script"], indirect=True)
-    def test_a_script(self, names):
+    def test_script_of_the_page_caches_its_ranking(self, names):
         assert (names["ranking"], names["outcome"].state, names["value"]) == (["ATL"], State.FRESH, 1)
 
     @pytest.mark.parametrize("names", ["endpoint"], indirect=True)
-    def test_endpoints_that_are_def(self, names):
+    def test_def_endpoints_of_the_page_cache_and_invalidate(self, names):
         async def main() -> None:
             async with client(names["app"]) as http:
                 assert (await http.get("/rankings/ATL")).json() == ["ATL"]
@@ -709,7 +707,7 @@ class TestThePage:
         asyncio.run(main())
 
     @pytest.mark.parametrize("names", ["tasks"], indirect=True)
-    def test_celery_tasks_in_a_worker(self, names, request, monkeypatch):
+    def test_celery_tasks_of_the_page_cache_and_invalidate(self, names, request, monkeypatch):
         from celery.contrib.testing.worker import start_worker
 
         # Celery takes away the handlers of the root logger, and sets its level.
@@ -726,14 +724,14 @@ class TestThePage:
         app.close()
 
     @pytest.mark.parametrize("names", ["flask_app"], indirect=True)
-    def test_flask_views(self, names):
+    def test_flask_views_of_the_page_cache_and_invalidate(self, names):
         http = names["app"].test_client()
         assert http.get("/rankings/ATL").json == ["ATL"]
         assert names["top100"].sync.outcome("ATL").state is State.FRESH
         assert http.post("/rankings/ATL").status_code == 204
         assert names["top100"].sync.outcome("ATL").state is State.MISSING
 
-    def test_django_views(self, any_server: Server, tmp_path):
+    def test_django_views_of_the_page_cache_and_invalidate(self, any_server: Server, tmp_path):
         any_server.command("FLUSHALL")
         text = FILES["views"].replace("redis://127.0.0.1:6379/0", any_server.url)
         (tmp_path / "views.py").write_text(text)
@@ -781,7 +779,7 @@ urlpatterns = [
         assert done.stdout == "done\n", done.stderr
 
 
-def test_a_loop_beside_that_of_the_cache_is_told_the_way_and_it_leads_there(module, caplog):
+def test_second_event_loop_bypasses_the_cache_and_the_log_suggests_sync(module, caplog):
     async def beside() -> list[str]:
         past = [await module.one("y"), await module.one("y")]
         return [*past, *[await asyncio.to_thread(module.one.sync, "y") for _ in range(2)]]
@@ -795,7 +793,7 @@ def test_a_loop_beside_that_of_the_cache_is_told_the_way_and_it_leads_there(modu
     assert "in a thread: await asyncio.to_thread(loader.sync, ...)" in caplog.text
 
 
-def test_a_stale_answer_is_served_and_refreshed_behind_it():
+def test_stale_value_is_served_and_refreshed_in_background():
     clock = FakeClock()
     module = Module(clock=clock)
     assert module.one.sync("x") == "x1"

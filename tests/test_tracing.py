@@ -58,9 +58,7 @@ def links_of(span):
 
 
 @pytest.mark.parametrize("is_async", [True, False])
-async def test_a_load_belongs_to_the_request_that_waits_for_it_and_what_the_loader_does_to_the_load(
-    cache, traced, is_async
-):
+async def test_load_span_is_child_of_the_request_and_parent_of_query_and_commit(cache, traced, is_async):
     def query(group):
         with traced.tracer.start_as_current_span("query"):
             return group
@@ -81,7 +79,7 @@ async def test_a_load_belongs_to_the_request_that_waits_for_it_and_what_the_load
     assert dict(loaded.attributes) == {"swr.cache": "shop", "swr.loader": "top:{group}"}
 
 
-async def test_a_refresh_in_the_background_is_a_trace_of_its_own_with_a_link_to_the_request(cache, traced, clock):
+async def test_background_refresh_is_its_own_trace_with_a_link_to_the_request(cache, traced, clock):
     @cache.cached("top:{group}", fresh_for=60, stale_for=600)
     async def top(group: str) -> str:
         return group
@@ -103,7 +101,7 @@ async def test_a_refresh_in_the_background_is_a_trace_of_its_own_with_a_link_to_
     assert traced.named("swr refresh")[1].links == ()
 
 
-async def test_a_refresh_of_a_response_is_linked_to_the_request_and_failures_are_marked(cache, traced, clock):
+async def test_refresh_of_a_response_is_linked_to_the_request_and_marks_its_failure(cache, traced, clock):
     app = App([(b"cache-control", b"max-age=60, stale-while-revalidate=600")])
     async with client(SWRMiddleware(app, cache)) as http:
         with traced.tracer.start_as_current_span("request") as request:
@@ -118,9 +116,7 @@ async def test_a_refresh_of_a_response_is_linked_to_the_request_and_failures_are
     assert (loaded.status.is_ok, refresh.status.is_ok) == (True, False)
 
 
-async def test_a_refresh_that_replays_a_request_because_the_client_s_fields_failed_is_linked_to_it(
-    cache, traced, clock
-):
+async def test_refresh_without_the_failing_request_fields_is_linked_to_the_request(cache, traced, clock):
     async def app(scope, receive, send):
         status = 500 if (b"x-odd", b"1") in scope["headers"] else 200
         fields = [(b"cache-control", b"max-age=60, stale-if-error=600")] if status == 200 else []
@@ -139,9 +135,7 @@ async def test_a_refresh_that_replays_a_request_because_the_client_s_fields_fail
 
 
 @pytest.mark.parametrize("fails", ["", "endpoint", "both", "dependency"])
-async def test_a_refresh_behind_a_login_is_one_trace_of_its_own_with_what_its_dependencies_do(
-    cache, traced, clock, fails
-):
+async def test_refresh_behind_a_login_is_one_trace_that_includes_its_dependencies(cache, traced, clock, fails):
     runs, gate = [], anyio.Event()
 
     async def user(authorization: str = Header()) -> str:
@@ -196,7 +190,7 @@ async def test_a_refresh_behind_a_login_is_one_trace_of_its_own_with_what_its_de
     assert dict(refresh.attributes) == {"swr.cache": "shop", **of_route}
 
 
-async def test_a_loader_that_raises_marks_its_span(cache, traced):
+async def test_span_of_a_raising_loader_records_the_exception(cache, traced):
     @cache.cached("top", fresh_for=60)
     async def top() -> str:
         raise ValueError("no")
@@ -209,7 +203,7 @@ async def test_a_loader_that_raises_marks_its_span(cache, traced):
 
 
 @pytest.mark.parametrize("is_batch", [True, False])
-async def test_a_load_that_runs_out_of_time_marks_its_span(cache, traced, is_batch):
+async def test_span_of_a_load_that_times_out_records_load_timeout(cache, traced, is_batch):
     @cache.cached_many("many:{n}", fresh_for=60, hard_timeout=0.01)
     async def many(numbers: list[int]) -> dict[int, int]:
         await anyio.sleep_forever()
@@ -227,7 +221,7 @@ async def test_a_load_that_runs_out_of_time_marks_its_span(cache, traced, is_bat
 
 
 @pytest.mark.parametrize("is_stored", [True, False])
-async def test_a_load_that_closing_cancels_marks_its_span_unless_its_value_is_stored(traced, place_url, is_stored):
+async def test_span_of_a_load_cancelled_by_close_is_an_error_unless_its_value_is_stored(traced, place_url, is_stored):
     begun = anyio.Event()
 
     class Long(Job):
@@ -247,7 +241,7 @@ async def test_a_load_that_closing_cancels_marks_its_span_unless_its_value_is_st
     assert len(loaded.events) == (not is_stored)
 
 
-async def test_a_batch_has_one_span_for_each_call_of_its_loader(cache, traced):
+async def test_batch_call_has_one_load_span_and_one_commit_span(cache, traced):
     @cache.cached_many("top:{group}", fresh_for=60)
     async def top(groups: list[str]) -> dict[str, str]:
         with traced.tracer.start_as_current_span("query"):
@@ -260,7 +254,7 @@ async def test_a_batch_has_one_span_for_each_call_of_its_loader(cache, traced):
 
 
 @pytest.mark.parametrize("is_batch", [True, False])
-async def test_who_waits_for_the_load_of_another_request_has_a_link_to_it(cache, traced, is_batch):
+async def test_request_that_waits_for_the_load_of_another_request_links_to_it(cache, traced, is_batch):
     gate, begun = anyio.Event(), anyio.Event()
 
     async def load() -> None:
@@ -296,7 +290,7 @@ async def test_who_waits_for_the_load_of_another_request_has_a_link_to_it(cache,
 
 
 @pytest.mark.parametrize("is_batch", [True, False])
-async def test_a_request_has_no_link_to_a_load_of_its_own_however_often_it_waits_for_it(cache, traced, is_batch):
+async def test_request_never_links_to_its_own_load(cache, traced, is_batch):
     @cache.cached("one:{n}", fresh_for=60)
     async def one(n: int) -> int:
         return n
@@ -322,9 +316,7 @@ async def test_a_request_has_no_link_to_a_load_of_its_own_however_often_it_waits
     assert traced.named("request")[0].links == ()
 
 
-async def test_a_stale_hit_of_a_loader_that_mostly_misses_is_refreshed_in_a_trace_of_its_own(
-    cache, traced, clock, place
-):
+async def test_stale_hit_after_many_misses_is_refreshed_in_its_own_trace(cache, traced, clock, place):
     # Without a local copy every read asks Redis. After some misses the lease request leaves with the read.
     @cache.cached("top:{n}", fresh_for=60, stale_for=600, local=place.startswith("memory"))
     async def top(n: int) -> int:
@@ -344,9 +336,7 @@ async def test_a_stale_hit_of_a_loader_that_mostly_misses_is_refreshed_in_a_trac
 
 
 @pytest.mark.parametrize("limits", [NO_LIMITS, Limits(max_stale=0)])
-async def test_a_flight_that_begins_with_its_reader_is_a_refresh_if_what_is_stored_was_the_answer(
-    two, traced, clock, limits
-):
+async def test_flight_begun_with_the_read_is_a_refresh_span_only_if_a_stale_hit_follows(two, traced, clock, limits):
     process, job = two[0], Job()
     cache = Cache()
     cache.engine = process.engine
@@ -379,7 +369,7 @@ async def test_a_flight_that_begins_with_its_reader_is_a_refresh_if_what_is_stor
 
 
 @pytest.mark.parametrize("fails", [False, True])
-async def test_who_waits_for_another_process_has_a_link_only_if_its_own_then_loads(two, traced, fails):
+async def test_request_waiting_for_another_process_links_only_to_a_later_load_here(two, traced, fails):
     one, other = two
     cache = Cache()
     cache.engine = other.engine
@@ -410,7 +400,7 @@ async def test_who_waits_for_another_process_has_a_link_only_if_its_own_then_loa
     assert sorted(links_of(span) for span in traced.named("request")) == ([[], ids, ids] if fails else [[], [], []])
 
 
-async def test_tracing_ends_and_begins_again_and_one_tracer_at_a_time_is_enough(traced):
+async def test_tracing_can_end_and_restart_and_a_second_tracer_is_refused(traced):
     async with Cache() as cache:
         end = trace_loads(cache, traced.tracer)
         with pytest.raises(ConfigurationError, match="is already traced"):
@@ -424,11 +414,11 @@ async def test_tracing_ends_and_begins_again_and_one_tracer_at_a_time_is_enough(
         await top.refresh()
         assert len(traced.named("swr load")) == 1
         again()
-    with pytest.raises(ConfigurationError, match="is not a swr"):
+    with pytest.raises(ConfigurationError, match="give a swr"):
         trace_loads("redis://127.0.0.1")
 
 
-def test_over_a_cluster_a_load_and_a_refresh_have_their_commits_whichever_server_has_the_key(traced):
+def test_commits_over_a_cluster_are_children_of_their_load_or_refresh_span(traced):
     async def run(url):
         async with Cache(url, namespace="shop", timeout=60) as cache, Cache(url, namespace="shop", timeout=60) as other:
             trace_loads(cache, traced.tracer)

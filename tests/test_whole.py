@@ -132,7 +132,7 @@ CASES = [
 
 @SERVED
 @pytest.mark.parametrize("outer", [lambda app: app, wrapped], ids=["plain", "wrapped"])
-async def test_the_next_request_is_answered_from_the_cache_though_the_app_has_not_ended(outer):
+async def test_next_request_hits_although_the_app_has_not_ended(outer):
     apps = [getattr(app, "app", app) for app, *_ in CASES]
 
     async def dispatch(scope, receive, send):
@@ -152,8 +152,8 @@ async def test_the_next_request_is_answered_from_the_cache_though_the_app_has_no
     assert not any(app.active for app in apps)
 
 
-async def test_a_client_whose_copy_is_confirmed_gets_its_304_when_the_next_one_finds_the_response(cache):
-    """Its 304 has no body, so it holds all of its answer at once."""
+async def test_response_is_already_stored_when_the_304_is_sent(cache):
+    """A 304 has no body, so the client holds all of its answer at once."""
     app = Lingering([*LENGTH, (b"etag", b'"1"')], pieces=[b"0123456789"])
     middleware = SWRMiddleware(app, cache)
     states = []
@@ -171,10 +171,10 @@ async def test_a_client_whose_copy_is_confirmed_gets_its_304_when_the_next_one_f
 @pytest.mark.parametrize(
     ("rest", "error"),
     [([b"more", b""], None), ([b"more"], None), ([b""], None), ([], None), ([], RuntimeError("broken"))],
-    ids=["longer", "longer, unended", "well ended", "unended", "failed"],
+    ids=["more body", "more body, no end", "proper end", "no end", "failure"],
 )
 @pytest.mark.parametrize("method", ["GET", "POST"])
-async def test_what_was_whole_is_withdrawn_unless_its_app_ends_it_well(cache, rest, error, method):
+async def test_complete_response_is_withdrawn_unless_the_app_ends_it_properly(cache, rest, error, method):
     app = Lingering([*LENGTH, (b"content-location", b"/x"), (b"vary", b"")], rest=rest, error=error)
     app.gate.set()
     middleware = SWRMiddleware(app, cache)
@@ -186,7 +186,7 @@ async def test_what_was_whole_is_withdrawn_unless_its_app_ends_it_well(cache, re
         assert brief(await http.get("/x")) == (*WHOLE, state)
 
 
-async def test_a_failed_refresh_leaves_what_is_stored_though_it_has_sent_the_whole_body(cache, clock):
+async def test_refresh_that_fails_after_its_whole_body_keeps_the_stored_response(cache, clock):
     app = Lingering(LENGTH)
     app.gate.set()
     async with client(SWRMiddleware(app, cache)) as http:
@@ -199,7 +199,7 @@ async def test_a_failed_refresh_leaves_what_is_stored_though_it_has_sent_the_who
     assert app.runs == 2
 
 
-async def test_an_error_that_is_whole_ends_the_wait_of_others_before_its_app_ends(cache):
+async def test_complete_error_response_frees_waiting_requests_before_the_app_ends(cache):
     app = Lingering([(b"content-length", b"10")], 503)
     middleware, first = SWRMiddleware(app, cache), Client()
     async with anyio.create_task_group() as group:
@@ -214,7 +214,7 @@ async def test_an_error_that_is_whole_ends_the_wait_of_others_before_its_app_end
 
 @SERVED
 @pytest.mark.parametrize("is_stored", [True, False])
-async def test_a_background_task_hears_that_the_response_is_over(is_stored):
+async def test_background_task_sees_the_client_disconnect_after_the_response(is_stored):
     """As it does without the cache: a task that asks in a loop would never end."""
     ended = anyio.Event()
 
@@ -234,7 +234,7 @@ async def test_a_background_task_hears_that_the_response_is_over(is_stored):
             await ended.wait()
 
 
-async def test_a_background_refresh_hears_that_the_response_is_over(cache, clock):
+async def test_background_refresh_receives_http_disconnect_after_its_response(cache, clock):
     heard = []
 
     async def answer(scope, receive, send):
@@ -251,7 +251,7 @@ async def test_a_background_refresh_hears_that_the_response_is_over(cache, clock
     assert heard == [["http.request", "http.disconnect"]] * 2
 
 
-async def test_an_app_that_waits_for_its_client_to_leave_ends_when_that_has_all_of_the_response(cache):
+async def test_app_that_waits_for_its_client_to_leave_ends_and_its_response_is_stored(cache):
     ended = []
 
     async def app(scope, receive, send):
@@ -275,7 +275,7 @@ async def test_an_app_that_waits_for_its_client_to_leave_ends_when_that_has_all_
 @pytest.mark.parametrize("anyio_backend", ["asyncio"])
 @pytest.mark.parametrize("length", [None, "10"])
 @pytest.mark.parametrize("pieces", [[], ["01234"]])
-async def test_a_stream_that_breaks_off_inside_other_middleware_is_not_kept(cache, length, pieces):
+async def test_stream_that_breaks_off_inside_base_http_middleware_is_not_stored(cache, length, pieces):
     """`BaseHTTPMiddleware` ends the response as if it were whole, and raises the failure of its app after that."""
     app, runs = FastAPI(), []
     app.middleware("http")(lambda request, call_next: call_next(request))
@@ -300,7 +300,7 @@ async def test_a_stream_that_breaks_off_inside_other_middleware_is_not_kept(cach
 
 
 @pytest.mark.parametrize("anyio_backend", ["asyncio"])
-async def test_a_whole_response_stays_when_a_background_task_fails_after_it(cache):
+async def test_stored_response_stays_when_its_background_task_fails(cache):
     async def fail():
         raise RuntimeError("broken")
 
@@ -310,7 +310,7 @@ async def test_a_whole_response_stays_when_a_background_task_fails_after_it(cach
         assert brief(await http.get("/x")) == (*WHOLE, "fresh")
 
 
-async def test_the_app_hears_that_its_client_has_left_though_swr_has_asked_before_it():
+async def test_app_receives_http_disconnect_although_swr_already_waits_for_it():
     """Servers allow one call of `receive` at a time."""
     one, heard = Client(), []
     outbox = Outbox(one.receive)
@@ -330,7 +330,7 @@ async def test_the_app_hears_that_its_client_has_left_though_swr_has_asked_befor
     assert (heard, one.asked) == ([{"type": "http.disconnect"}] * 2, 2)
 
 
-async def test_what_an_app_sends_after_its_last_message_is_no_part_of_the_response():
+async def test_body_sent_after_the_last_message_is_not_stored():
     async def app(scope, receive, send):
         await send({"type": "http.response.start", "status": 200, "headers": MAX_AGE})
         await send({"type": "http.response.body", "body": b"whole"})

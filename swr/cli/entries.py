@@ -126,7 +126,8 @@ def _show(options: argparse.Namespace) -> int:
 def _hint(key: str) -> str:
     """Return a hint for a key that is a path or a URL, because the user may have meant a response."""
     is_url = key.startswith(("/", "http://", "https://"))
-    return "; a response has a key as 'GET http://host\\n/path?', see Cache-Status with show_key=True" if is_url else ""
+    hint = "; the key of a response is like 'GET http://host\\n/path?': show_key=True puts it into Cache-Status"
+    return hint if is_url else ""
 
 
 def _invalidate(options: argparse.Namespace) -> int:

@@ -89,9 +89,9 @@ def _keys(options: argparse.Namespace) -> int:
     """Print a page of entries."""
     number, _, cursor = options.cursor.partition(".")
     if not (number.isdecimal() and cursor.isdecimal() and number.isascii() and cursor.isascii()):
-        raise ConfigurationError(f"--cursor {options.cursor!r} is not a cursor that swr keys has shown, such as 0.1408")
+        raise ConfigurationError(f"--cursor {options.cursor!r} must be a cursor that swr keys showed, such as 0.1408")
     if options.limit < 1:
-        raise ConfigurationError(f"--limit {options.limit} is not 1 or more")
+        raise ConfigurationError(f"--limit {options.limit} is too low: give 1 or more")
     if options.loader is not None and options.route is not None:
         raise ConfigurationError("give one of --loader and --route")
     wanted = _wanted(options)

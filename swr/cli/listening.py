@@ -10,7 +10,7 @@ def address(text: str) -> tuple[str, int]:
     """Return host and port of "host:port", "[::1]:port" or ":port"."""
     host, colon, port = text.rpartition(":")
     if not colon or not (port.isascii() and port.isdigit()) or int(port) > 65535:
-        raise argparse.ArgumentTypeError(f"{text!r} is not host:port, such as 127.0.0.1:8000, [::1]:8000 or :8000")
+        raise argparse.ArgumentTypeError(f"{text!r} must be host:port, such as 127.0.0.1:8000, [::1]:8000 or :8000")
     if host.startswith("[") and host.endswith("]"):
         host = host[1:-1]
     elif ":" in host:

@@ -15,7 +15,10 @@ _NOBODY_READS: Final = 128 + 13
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command and return its exit code: 0 for success, 2 for wrong arguments, 1 for a failure."""
+    """Run the command and return its exit code.
+
+    It is 0 for success, 1 for a failure, 2 for wrong arguments, and 128 plus its number for a signal.
+    """
     try:
         try:
             return _run(arguments)

@@ -115,7 +115,7 @@ def add(commands: Commands) -> None:
         default=30,
         help="how far a client may fall behind 500 bytes a second, sending a body or taking an answer (%(default)s)",
     )
-    time("--keep-alive", help="how long an idle connection stays open (5; with granian --head-timeout)")
+    time("--keep-alive", help="how long an idle connection stays open (5; with granian, use --head-timeout)")
     proxy.add_argument(
         "--log-level",
         choices=("critical", "error", "warning", "info", "debug"),

@@ -135,7 +135,10 @@ def _settle(options: argparse.Namespace, done: str, do: "Callable[[Queue, list[s
         there = {letter.key for letter in await queue.dead()}
         strange = [key for key in keys if key not in there]
         if strange:
-            raise Failure(f"{strange[0]!r} is not a dead letter of {options.name!r}: nothing was {done}")
+            raise Failure(
+                f"{strange[0]!r} is not a dead letter of {options.name!r}: nothing was {done}. `swr queue dead` "
+                f"lists the dead letters"
+            )
         return await do(queue, keys)
 
     count = asyncio.run(with_store(options, settle))

@@ -59,7 +59,7 @@ def add(commands: Commands) -> None:
 def _refresh(options: argparse.Namespace) -> int:
     """Run a refresher until a signal ends it."""
     if options.workers < 1:
-        raise ConfigurationError(f"--workers {options.workers} is not 1 or more")
+        raise ConfigurationError(f"--workers {options.workers} is too low: give 1 or more")
     out = sys.stdout
     # Anything that the module or a loader prints goes to stderr: stdout is for the lines of rounds alone.
     with contextlib.redirect_stdout(sys.stderr):
@@ -97,7 +97,7 @@ async def _run(options: argparse.Namespace, refresher: Refresher, out: TextIO) -
             rounds.begin(0)
             await _work(refresher, partial(rounds.on_event, 0), stop)
     if not lines.are_read:
-        return say("the reader of the lines of the rounds has gone", FAILURE)
+        return say("the program that read the rounds has ended", FAILURE)
     return FAILURE if failed else 0
 
 

@@ -13,7 +13,7 @@ from swr.events import RoundEnded, RoundQueued
 
 RoundEvent = RoundEnded | RoundQueued
 _KINDS = {kind.__name__: kind for kind in (RoundEnded, RoundQueued)}
-# How many rounds a worker may be behind before the line of a round goes out without it.
+# How many rounds a worker may be behind before the line of a round goes out without its report.
 _WAITED_FOR = 2
 
 

@@ -244,7 +244,7 @@ def imported(name: str) -> Any:
     if not (colon and all(part.isidentifier() for part in (*where.split("."), *what.split(".")))):
         # This may be a URL for which the user forgot to write `--redis`, so the message must not show its password.
         shown = redacted(name) if "@" in name else repr(name)
-        raise ConfigurationError(f"{shown} is not MODULE:NAME, such as examples.ranking:refresher")
+        raise ConfigurationError(f"{shown} must be MODULE:NAME, such as examples.ranking:refresher")
     if "" not in sys.path:
         sys.path.insert(0, "")
     try:

@@ -73,7 +73,7 @@ def add(commands: Commands) -> None:
 def _warm(options: argparse.Namespace) -> int:
     """Load entries, and print how many were loaded, were fresh, or failed."""
     if options.at_once < 1:
-        raise ConfigurationError(f"--at-once {options.at_once} is not 1 or more")
+        raise ConfigurationError(f"--at-once {options.at_once} is too low: give 1 or more")
     out = sys.stdout
     # Anything that the module or the loader prints goes to stderr: stdout is for the answer alone.
     with contextlib.redirect_stdout(sys.stderr), quiet():
@@ -139,7 +139,9 @@ class Warming:
         self.failed: dict[str, BaseException | None] = {}
         self._store = redis_of(loader.engine, name)
         if loader.stays_here:
-            raise ConfigurationError(f"{name!r} has shared=False: no other process could use what is loaded here")
+            raise ConfigurationError(
+                f"{name!r} has shared=False: leave that out, because no other process could use what is loaded here"
+            )
         self._limiter = LoadLimiter(loader, at_once)
         self._force = force
         self._todo: deque[Task] = deque()

@@ -74,7 +74,7 @@ class Watch:
             if before != now:
                 raise ConfigurationError(
                     f"{name} of {self._where} changed from {before} to {now} during its load, so the value belongs to "
-                    f"neither. Do not change the arguments of a cached loader, or pass the attribute itself"
+                    f"neither. Leave the arguments as they are until the load has ended, or pass the attribute itself"
                 )
 
 

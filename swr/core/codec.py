@@ -152,7 +152,7 @@ class Codec:
         """Return the payload, completed with the parts of `value` that it left out.
 
         Raises:
-            Changed: `back` differs from `value`, and cannot be repaired.
+            Changed: `back` differs from `value`, and swr cannot restore what differs.
         """
         comparison = Comparison()
         tree = comparison.of(back, value)
@@ -160,7 +160,7 @@ class Codec:
             return payload
         payload = _REPAIRED + _encode(comparison.repaired(tree, payload))
         if Comparison().of(self.decode_value(payload), value) is not None:
-            raise Changed("cannot be repaired")
+            raise Changed("has a part that swr cannot restore, such as a time zone with other rules than its name says")
         return payload
 
     def _decode_marked(self, payload: bytes) -> Any:

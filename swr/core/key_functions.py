@@ -180,7 +180,8 @@ def _is_pure(function: Callable[..., Any], where: str) -> bool:
             called = _OF_PROCESS & (_globals_of(code) - inner.__globals__.keys())
             for name in sorted(called or _HASHES.intersection(code.co_names)):
                 raise ConfigurationError(
-                    f"the key function of {where} calls {name}(), whose result differs from process to process"
+                    f"the key function of {where} calls {name}(), whose result differs from process to process: "
+                    f"put the value itself, or an attribute of it, into the key"
                 )
     if not isinstance(function, types.FunctionType):
         return False

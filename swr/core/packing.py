@@ -64,7 +64,7 @@ class Packing:
         if compress_above is not None and (
             not isinstance(compress_above, int) or isinstance(compress_above, bool) or compress_above < 0
         ):
-            raise ConfigurationError(f'compress_above={compress_above!r} is neither a number of bytes, None nor "auto"')
+            raise ConfigurationError(f'compress_above={compress_above!r}: give a number of bytes, None or "auto"')
         self.compress_above = compress_above
         self.codec = codec
         # The codec, if it also hides names; else None.

@@ -46,7 +46,7 @@ class Paged(msgspec.Struct, array_like=True):
 
 
 def large_part(value: Any) -> tuple[str | None, Any] | None:
-    """Return the name and the value of a part of `value` that needs pages, or None if no part does."""
+    """Return the name and the value of a part that needs pages, or None. The name None means `value` itself."""
     if _needs_pages(value):
         return None, value
     for name, part in _parts(value):

@@ -21,7 +21,8 @@ def _keyable(value: Any, name: str, where: str) -> str:
         ) from None
     except RecursionError:
         raise ConfigurationError(
-            f"argument {name!r} of {where} holds itself or is nested too deeply, and cannot be part of a key"
+            f"argument {name!r} of {where} holds itself or is nested too deeply, and cannot be part of a key: "
+            f"pass a flatter value, or leave it out with ignore=({name!r},)"
         ) from None
     except ValueError as error:
         raise ConfigurationError(f"argument {name!r} of {where} cannot be part of a key: {error}") from None
@@ -102,7 +103,7 @@ class Template:
                 marks = {char for char in literal if char.isascii() and not char.isalnum() and char not in "%{}"}
                 if not marks:
                     raise ConfigurationError(
-                        f"{named} has two slots with nothing to tell them apart before {{{field}}}: put a ':' there"
+                        f"{named} has no separator before the slot {{{field}}}: put a ':' between the two slots"
                     )
                 escaped |= marks
             self._literals.append(literal)

@@ -125,7 +125,7 @@ def gate_of(auth: Auth | None) -> Gate:
         return Credentials(None, secret_of(auth, "auth"))
     if isinstance(auth, tuple):
         if len(auth) != 2 or not all(isinstance(part, str) for part in auth) or not auth[0] or ":" in auth[0]:
-            raise ConfigurationError("auth= is a tuple, but not of a user (without ':') and a password")
+            raise ConfigurationError("auth= must be a tuple of two strings: a user (not empty, no ':') and a password")
         return Credentials(auth[0], secret_of(auth[1], "the password in auth"))
     if callable(auth):
         return Function(auth)
@@ -147,7 +147,7 @@ def secret_of(secret: object, name: str) -> str:
 
 
 def why_not_answering(request: Request, *, is_file: bool) -> str | None:
-    """Return why a request is refused, because a page of another site sends it; None if it may get an answer.
+    """Return why swr refuses a request that a page of another site sends; None: the request may get an answer.
 
     A link from another site to the page itself is allowed, because following it does no harm.
 

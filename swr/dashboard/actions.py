@@ -157,9 +157,9 @@ class Actions:
     async def _hang(self, target: dict[str, Any]) -> str:
         seconds = target.get("seconds", _HANGS_FOR)
         if isinstance(seconds, bool) or not isinstance(seconds, (int, float)) or not 0 < seconds <= _LONGEST_HANG:
-            raise Refused(f"seconds is not a number between 0 and {_LONGEST_HANG:.0f}")
+            raise Refused(f"seconds must be a number above 0 and up to {_LONGEST_HANG:.0f}")
         row = await self._simulate(HANG, target, float(seconds), float(seconds))
-        return f"Loads of {row} hang, {seconds:g} s from now."
+        return f"Loads of {row} hang for the next {seconds:g} s."
 
     async def _simulate(self, kind: str, target: dict[str, Any], seconds: float, lasts: float) -> str:
         if not self._simulates:
@@ -248,7 +248,7 @@ def _only(target: dict[str, Any], kinds: Collection[str], beside: Collection[str
         return kind, ""
     value = target[kind]
     if not isinstance(value, str) or not value or len(value) > _LONGEST:
-        raise Refused(f"{kind} is not text, or empty, or longer than {_LONGEST} characters")
+        raise Refused(f"{kind} must be text of 1 to {_LONGEST} characters")
     return kind, value
 
 
@@ -263,4 +263,4 @@ def _is_true(target: dict[str, Any], name: str) -> bool:
         return True
     if value in ("false", "0", "no", False):
         return False
-    raise Refused(f"{name} is neither true nor false")
+    raise Refused(f"{name} must be true or false")

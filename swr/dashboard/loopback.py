@@ -43,7 +43,7 @@ _NOT_FROM_HERE: Final = (
     "without auth= only a browser on this machine is let in, under the name localhost, and not through a proxy"
 )
 _NO_TOKEN: Final = (
-    "the token of this machine's user is missing: open the page, and the log of its process says with which address; "
+    "the token of this machine's user is missing: open the page, then the address with a token that its process logs; "
     "a program sends Authorization: Bearer with the token"
 )
 _PAGE: Final = """<!doctype html>

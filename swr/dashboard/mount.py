@@ -53,10 +53,10 @@ def dashboard(
     from swr.dashboard.server import Server
 
     if not isinstance(cache, Cache):
-        raise ConfigurationError(f"cache={cache!r} is not a swr.Cache")
+        raise ConfigurationError(f"cache={cache!r}: give a swr.Cache")
     for name, value in (("actions", actions), ("simulate", simulate), ("show_queries", show_queries)):
         if not isinstance(value, bool):
-            raise ConfigurationError(f"{name}={value!r} is neither True nor False")
+            raise ConfigurationError(f"{name}={value!r}: give True or False")
     if simulate and not actions:
         raise ConfigurationError("simulate=True needs actions=True, because a simulated fault is an action")
     secret = None if token is None else secret_of(token, "token")

@@ -69,7 +69,7 @@ def _read(path: Path) -> str | None:
 
     Raises:
         OSError: the file cannot be read.
-        ValueError: other users may read or write the file, or it contains no token.
+        ValueError: other users may read or write the file, it is not a regular file, or it contains no token.
     """
     try:
         file = os.open(path, os.O_RDONLY | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0))
@@ -79,7 +79,7 @@ def _read(path: Path) -> str | None:
         found = os.fstat(file)
         is_own = os.name != "posix" or (found.st_uid == os.getuid() and not stat.S_IMODE(found.st_mode) & 0o077)
         if not is_own or not stat.S_ISREG(found.st_mode):
-            raise ValueError(f"{path} can be read or written by other users: remove it")
+            raise ValueError(f"{path} is not a file that only you can read and write: remove it")
         text = opened.read(_LONGEST).strip()
     if not _TOKEN.fullmatch(text):
         raise ValueError(f"{path} contains no token: remove it")

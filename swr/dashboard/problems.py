@@ -97,7 +97,7 @@ def _unreachable(state: State) -> list[Problem]:
 
 
 def _unseen(state: State, fleet: Fleet) -> list[Problem]:
-    """Return a problem if the dashboard cannot see the fleet or its queues for another reason."""
+    """Return a problem if the dashboard cannot see the fleet or its queues, although no server is unreachable."""
     text = fleet.unseen if state["fleet"] else f"The fleet cannot be seen. {state['note']}"
     return [_problem("error", "fleet", text)] if text else []
 

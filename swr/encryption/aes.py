@@ -53,7 +53,7 @@ class Encryption:
         secret = secret.encode() if isinstance(secret, str) else secret
         if not isinstance(secret, bytes) or len(secret) < _SHORTEST_SECRET:
             raise ConfigurationError(
-                f"the secret of Encryption is not text or bytes of {_SHORTEST_SECRET} bytes or more: make one with "
+                f"the secret of Encryption must be text or bytes, {_SHORTEST_SECRET} bytes or more: make one with "
                 f"secrets.token_urlsafe(32)"
             )
         self._names = AESSIV(HKDF(SHA512(), 64, None, b"swr names").derive(secret))
@@ -76,7 +76,7 @@ class Encryption:
         for number, part in enumerate(filter(None, map(str.strip, keys.split(","))), start=1):
             name, equals, key = part.partition("=")
             if not equals or name in found:
-                raise ConfigurationError(f"part {number} is not id=key, with an id of its own and the key in base64")
+                raise ConfigurationError(f"part {number} must be id=key: an id of its own, and a key in base64")
             found[name] = key
         return cls(found, secret)
 
@@ -133,7 +133,7 @@ class Encryption:
 def _id_of(name: object, number: int) -> bytes:
     if not isinstance(name, str) or not name.isascii() or not name.isprintable() or not 0 < len(name) <= _LONGEST_ID:
         raise ConfigurationError(
-            f"the id of key {number} is not printable ASCII of 1 to {_LONGEST_ID} characters, such as 2026-11"
+            f"the id of key {number} must be 1 to {_LONGEST_ID} characters of printable ASCII, such as 2026-11"
         )
     return name.encode()
 
@@ -147,5 +147,5 @@ def _key_of(key: object, number: int) -> bytes:
         except (binascii.Error, ValueError):
             key = None
     if not isinstance(key, bytes) or len(key) not in _LENGTHS:
-        raise ConfigurationError(f"key {number} is not 16, 24 or 32 bytes, or these as base64")
+        raise ConfigurationError(f"key {number} must be 16, 24 or 32 bytes, or these as base64")
     return key

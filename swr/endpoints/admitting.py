@@ -115,7 +115,7 @@ class Admitting:
             return None
         admission.is_taken, admission.scope = True, scope
         try:
-            self._check(route, request, own)
+            self._check(admission, route, request, own)
             key = self._key(admission, terms, route, request, call)
         except Refused as refused:
             if self._is_kept_apart(admission, terms, request, route):
@@ -151,7 +151,7 @@ class Admitting:
         asked = declared(request.scope)
         return asked.is_complete and not self._is_kept_out(admission, terms, request, route, asked.fields)
 
-    def _check(self, route: Route, request: Request, own: Response | None) -> None:
+    def _check(self, admission: Admission, route: Route, request: Request, own: Response | None) -> None:
         """Raise `Refused` if the response may depend on something that swr cannot see."""
         if route.hidden:
             raise Refused(route.hidden)
@@ -163,6 +163,8 @@ class Admitting:
             raise Refused("status of a dependency")
         if own is None and route.sets_response:
             raise Refused("response of a dependency")
+        if left_out := admission.asked.why_left_out(request.scope):
+            raise Refused(left_out)
         if self._words.are_given:
             return
         # For other methods than GET, the content is part of the key.
@@ -224,7 +226,7 @@ class Admitting:
                 # Skip this argument. Either it is made from the path and query, which are in the key, or the user says
                 # with `key=` or `shared=` what selects the response.
                 continue
-        for name in terms.vary:
+        for name in sorted({*terms.vary, *asked.fields_of_rule(scope)}):
             texts.append(f"field {name}: {values_of(scope['headers'], name.encode('latin-1'))}")
         if not self._words.are_given:
             try:

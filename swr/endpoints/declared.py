@@ -6,7 +6,7 @@ import sys
 from collections.abc import Iterator, MutableMapping
 from typing import Any, Final, NamedTuple
 
-from swr.endpoints.looking import bare, function_of, reads_address, takes_request
+from swr.endpoints.looking import bare, function_of, is_compiled, reads_address, takes_request
 
 
 class Declared(NamedTuple):
@@ -61,11 +61,15 @@ def declared(scope: MutableMapping[str, Any]) -> Declared:
     for where in (where for pair in chosen for where in pair):
         if getattr(where, "dependant", None) is not None and not any(where is known for known in wheres):
             wheres.append(where)
-    if getattr(scope, "is_copied", False):
-        # The endpoint, or the object that it has returned, may have passed the copy to another app. That app may
-        # declare something only if it is one of FastAPI.
-        return _OUT_OF_SIGHT if "fastapi" in sys.modules else _UNSEEN
+    if _is_frontend(scope):
+        return _OUT_OF_SIGHT
+    # The endpoint, or the object that it has returned, may have passed a copy to another app. A router writes itself
+    # into the scope. In a plain dict it is one in which swr has noted nothing.
+    is_copied = getattr(scope, "is_copied", "router" in scope)
     if not wheres:
+        if is_copied:
+            # That app may declare something only if it is one of FastAPI.
+            return _OUT_OF_SIGHT if "fastapi" in sys.modules else _UNSEEN
         if _hides_a_route(scope):
             return _OUT_OF_SIGHT
         return _LOOKING if any(reads_address(candidate) for candidate in _called(scope)) else _NOTHING
@@ -73,7 +77,7 @@ def declared(scope: MutableMapping[str, Any]) -> Declared:
     credentials: set[str] = set()
     parameters: set[str] = set()
     keys: set[str] = set()
-    is_complete = names_parameters = True
+    is_complete, names_parameters = not is_copied, True
     app = scope.get("app")
     guards = [guard for where in wheres for guard in guards_of(where, _overrides(where, app))]
     looking = [looking_part(where, _overrides(where, app)) for where in wheres]
@@ -124,8 +128,16 @@ def _called(scope: MutableMapping[str, Any]) -> list[Any]:
     return [*{name: value for kind in reversed(called.__mro__) for name, value in vars(kind).items()}.values()]
 
 
+def _is_frontend(scope: MutableMapping[str, Any]) -> bool:
+    """Return whether FastAPI's `frontend()` has answered: it chooses between files by fields that no route declares."""
+    return "frontend_path" in scope.get("fastapi", {})
+
+
 def _hides_a_route(scope: MutableMapping[str, Any]) -> bool:
-    """Return whether a FastAPI app may have routed the request in another scope than the one that swr sees."""
+    """Return whether FastAPI may have answered by a route that the scope does not name."""
+    if "fastapi_inner_astack" in scope:
+        # FastAPI has solved dependencies.
+        return True
     seen = scope.get("endpoint")
     if seen is None and scope.get("route") is None:
         return "fastapi" in scope or hasattr(scope.get("app"), "dependency_overrides")
@@ -210,7 +222,8 @@ def looking_part(where: Any, overrides: dict[Any, Any]) -> str:
     """
     if has_own_class(where):
         return "route class"
-    if reads_address(where.dependant.call):
+    endpoint = where.dependant
+    if reads_address(endpoint.call) or (is_compiled(endpoint.call) and takes_request(endpoint)):
         return "argument request"
     arguments = [part for part in where.dependant.dependencies if part.name is not None]
     for part in arguments:

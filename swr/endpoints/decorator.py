@@ -4,12 +4,13 @@ import contextlib
 import functools
 import inspect
 import logging
-from collections.abc import Awaitable, Callable, Hashable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from types import EllipsisType
 from typing import Any, Self, TypeVar, cast
 from weakref import WeakKeyDictionary
 
 import anyio.from_thread
+from starlette.requests import Request
 from starlette.websockets import WebSocket
 
 from swr.core.signatures import signature_of
@@ -105,7 +106,7 @@ class ResponseRule:
         """Set what request fields and credentials mean for the responses; return this object.
 
         Parameters:
-            ignore_fields: request fields that no response depends on, beside those that swr knows as harmless.
+            ignore_fields: request fields that no response depends on, besides those that swr knows as harmless.
             credentials: see `Rule`.
 
         Raises:
@@ -147,8 +148,12 @@ class ResponseRule:
     def __call__(self, endpoint: F) -> F:
         """Wrap `endpoint`, `def` or `async def`; FastAPI sees two more parameters, the request and its response."""
         name = name_of(endpoint)
-        if parameter_of(endpoint, WebSocket) is not None:
-            raise ConfigurationError(f"@cache.response decorates {name}, which takes a WebSocket: swr caches only HTTP")
+        # A decorator that injects arguments may add a parameter for both; FastAPI fills that of the connection.
+        if parameter_of(endpoint, WebSocket) is not None and parameter_of(endpoint, Request) is None:
+            raise ConfigurationError(
+                f"@cache.response decorates {name}, which takes a WebSocket: leave the decorator out, because swr "
+                f"caches only HTTP"
+            )
         parameters = signature_of(endpoint).parameters
         templates = [Template(tag, "tags", name) for tag in self._policy.tags]
         tags_of = None if self._tags_of is None else ResponseTags(self._tags_of, name, parameters)
@@ -158,7 +163,8 @@ class ResponseRule:
         for placeholder in (placeholder for template in templates for placeholder in template.names):
             if placeholder not in parameters and not from_request:
                 raise ConfigurationError(
-                    f"the tags of {name} name {placeholder!r}, which is none of its parameters: {', '.join(parameters)}"
+                    f"the tags of {name} contain {{{placeholder}}}, but it has no such parameter: it has "
+                    f"{', '.join(parameters) or 'none'}"
                 )
 
         terms = Terms(
@@ -316,8 +322,10 @@ def warn_if_above(endpoint: Any) -> None:
     Parameters:
         endpoint: the callable of the route, as the scope names it; None: not known.
     """
-    # The callable may be an object without a hash.
-    placement = placements.get(endpoint) if isinstance(endpoint, Hashable) and endpoint is not None else None
+    placement = None
+    # The callable may be None, or an object without a hash or weak references.
+    with contextlib.suppress(TypeError):
+        placement = placements.get(endpoint)
     if placement is not None and not placement.is_called:
         placement.is_called = True
         log.warning(

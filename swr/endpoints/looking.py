@@ -1,15 +1,16 @@
-"""Finds out which parts of a request a function of the app may read, from its code."""
+"""Finds out which parts of a request a function may read, from its code, and which code reads at the moment."""
 
 import dis
 import functools
 import inspect
 import itertools
 from collections.abc import Iterator
-from types import CodeType, FunctionType
+from types import CodeType, FrameType, FunctionType
 from typing import Any, Final
 from weakref import WeakKeyDictionary
 
 from swr.core.signatures import annotations_of
+from swr.endpoints.libraries import module_of
 
 # Functions by which code can read variables without naming them.
 _INTROSPECTION: Final = frozenset({"locals", "vars", "eval", "exec", "dir"})
@@ -25,8 +26,19 @@ _CALLS: Final = frozenset({"PRECALL", "CALL", "CALL_KW"})
 _LEAVES: Final = frozenset(
     {"JUMP_FORWARD", "JUMP_BACKWARD", "RETURN_VALUE", "RETURN_CONST", "RAISE_VARARGS", "RERAISE"}
 )
+# Modules whose code reads a part of the request only on behalf of its caller.
+ACCESSORS: Final = frozenset(
+    {
+        "starlette.requests", "starlette.datastructures", "_collections_abc", "collections.abc", "collections", "copy",
+        "fastapi.dependencies.utils",
+    }
+)  # fmt: skip
 # These read the memory of bytes directly, without calling a method.
 _OF_BUFFERS: Final = frozenset({"bytearray", "memoryview"})
+# The operators that fill a template.
+_FORMATS: Final = frozenset({"%", "%="})
+# The instruction of `await` and `async for` that runs what is awaited.
+_SEND: Final = dis.opmap["SEND"]
 # The name of the client's address, in a request and in its scope.
 _ADDRESS: Final = "client"
 # The code of functions that routes call, and whether it reads the address. A cache, because each miss asks for it.
@@ -61,6 +73,14 @@ def looks_at_request(call: Any, name: str) -> bool:
     if name in code.co_cellvars or not _INTROSPECTION.isdisjoint(code.co_names):
         return True
     return not _uses_of(code, name) <= {"app"}
+
+
+def is_compiled(call: Any) -> bool:
+    """Return whether a callable has no Python code: its reads look like those of the framework that calls it."""
+    while isinstance(call, functools.partial):
+        call = call.func
+    function = bare(call)
+    return not inspect.isfunction(function) and not inspect.isfunction(bare(type(function).__call__))
 
 
 def reads_address(call: Any) -> bool:
@@ -125,15 +145,18 @@ def _uses_of(code: CodeType, name: str) -> frozenset[str]:
 
 @functools.lru_cache(256)
 def reads_unseen(code: CodeType) -> bool:
-    """Return whether code reads bytes without calling their methods: by `str(value, "latin-1")`, or by a join.
+    """Return whether code reads bytes without calling their methods: by `str(value, "latin-1")`, a join or `%`.
 
     The noting subclasses of bytes in `swr.endpoints.reads` do not see such reads.
     """
-    return any(_decodes_or_joins(part) for part in _codes_of(code))
+    return any(_takes_memory(part) for part in _codes_of(code))
 
 
-def _decodes_or_joins(code: CodeType) -> bool:
+def _takes_memory(code: CodeType) -> bool:
     instructions = [*dis.get_instructions(code)]
+    has_template = any(isinstance(constant, bytes) and b"%" in constant for constant in code.co_consts)
+    if has_template and any(instruction.argrepr in _FORMATS for instruction in instructions):
+        return True
     for number, (instruction, following) in enumerate(itertools.pairwise(instructions), 1):
         if isinstance(instruction.argval, bytes) and following.argval == "join":
             return True
@@ -171,6 +194,20 @@ def _arguments_of(instructions: list[dis.Instruction], first: int) -> int | None
         if name not in _LEAVES:
             ways.append((place + 1, depth + dis.stack_effect(code, argument, jump=False)))
     return None
+
+
+def asking(frame: FrameType | None) -> tuple[FrameType | None, bool]:
+    """Return the frame that has asked for a part of the request, without the frames of accessors that it has called.
+
+    Also return whether compiled code has asked: a coroutine of Cython, for instance, has no frame of its own, so the
+    frame that awaits it seems to ask.
+    """
+    below = None
+    while frame is not None and module_of(frame) in ACCESSORS:
+        below, frame = frame, frame.f_back
+    if frame is None or (below is not None and below.f_code.co_flags & inspect.CO_COROUTINE):
+        return frame, False
+    return frame, frame.f_code.co_code[frame.f_lasti] == _SEND
 
 
 def takes_request(part: Any) -> bool:

@@ -276,9 +276,9 @@ class Reader:
         return self._fall_back(fallback, error)
 
     async def _end_raised(self, turns: Turns, error: HTTPException) -> bool:
-        """End the load with an `HTTPException`, stored if its fields say how long; do not end it for another 5xx.
+        """End the load with an `HTTPException`, and return True. Return False for a 5xx that swr does not store.
 
-        Return whether the load has ended.
+        swr stores the exception if its fields say for how long.
         """
         status = error.status_code
         answer, is_own = self._taking.take_raised(error, turns.load.began)

@@ -9,11 +9,13 @@ import sys
 from collections.abc import Iterable
 from contextvars import ContextVar
 from types import FrameType
-from typing import Any, Final, SupportsIndex
+from typing import Any, Final, SupportsIndex, TypeVar
 
 import anyio
 
-from swr.http.request_fields import FIELD_NAMES, OF_FEW_VALUES, PREFERENCES, tells
+from swr.endpoints.libraries import CARRIERS, FRAMEWORKS, NOT_OF_THE_APP, module_of, runs_library
+from swr.endpoints.looking import ACCESSORS, asking
+from swr.http.request_fields import ADDRESSES, FIELD_NAMES, OF_FEW_VALUES, PREFERENCES, tells
 
 ADDRESS: Final = "client"
 # Which of the server's addresses the client has reached: some clients may not be able to reach all of them.
@@ -25,23 +27,12 @@ IDENTIFIERS: Final = frozenset({"request_id", "correlation_id", "trace_id", "spa
 
 # The fields that select a response if the app's own code has read them.
 SELECTING_IF_SEEN: Final = frozenset({FIELD_NAMES, *(name.decode() for name in OF_FEW_VALUES)})
+# The notes of the client's address.
+OF_ADDRESS: Final = frozenset({ADDRESS, "forwarded", *(name.decode() for name in ADDRESSES)})
 _OF_NO_CLIENT: Final = frozenset(name.decode() for name in PREFERENCES | OF_FEW_VALUES)
 
-# Modules whose code reads a part of the request only on behalf of its caller.
-_ACCESSORS: Final = frozenset(
-    {"starlette.requests", "starlette.datastructures", "_collections_abc", "collections.abc", "collections", "copy"}
-)
 # The module of Starlette's `Headers` and `URL`.
 DATASTRUCTURES: Final = "starlette.datastructures"
-# Prefixes of modules that record an address or a field, without an effect on the response.
-OBSERVERS: Final = (
-    "swr.", "uvicorn.", "hypercorn.", "granian.", "opentelemetry.", "opencensus.", "sentry_sdk.", "elasticapm.",
-    "ddtrace.", "newrelic.", "logfire.", "rollbar.", "bugsnag.", "honeybadger.", "scout_apm.", "aws_xray_sdk.",
-)  # fmt: skip
-# Prefixes of modules that copy the whole scope into their own request, whether the app reads it or not.
-_CARRIERS: Final = ("django.", "channels.", "asgiref.", "a2wsgi.", "litestar.", "quart.")
-FRAMEWORKS: Final = ("starlette.", "fastapi.", "swr.", "collections.abc", "_collections_abc")
-NOT_OF_THE_APP: Final = (*FRAMEWORKS, *OBSERVERS, *_CARRIERS)
 # Modules that make a response from the endpoint's value, which may be the fields of its request.
 _OF_RESPONSES: Final = frozenset({"fastapi.encoders", "starlette.responses"})
 # Modules that call middleware, and modules that call a route.
@@ -56,7 +47,7 @@ class Reads:
     "state tenant" for values that middleware around swr has set.
     """
 
-    __slots__ = ("by_middleware", "by_route", "is_routed")
+    __slots__ = ("_after_route", "by_middleware", "by_route", "is_routed")
 
     def __init__(self, by_middleware: Iterable[str] = ()) -> None:
         # Reads by middleware, before the request has reached the endpoint.
@@ -64,8 +55,9 @@ class Reads:
         # Reads by the endpoint, by code that it calls, by a template, or by other code of a route.
         self.by_route: set[str] = set()
         # Whether a router has chosen the endpoint. Afterwards, middleware around the router usually reads for its log,
-        # so its reads do not count. Reads by middleware of the route itself do.
+        # so its reads count only if it asks the router again. Reads by middleware of the route itself always count.
         self.is_routed = False
+        self._after_route: set[str] = set()
 
     @property
     def names(self) -> set[str]:
@@ -77,9 +69,17 @@ class Reads:
         """Return whether the app has read more than the client's preferences and fields of few values."""
         return not self.names <= _OF_NO_CLIENT
 
-    def mark_route(self) -> None:
-        """Mark this task, and so all tasks that it starts, as those of the route."""
-        ROUTED.set((self, _task()))
+    def choose(self, *, is_route: bool, is_watched: bool) -> None:
+        """Note that a router has chosen an endpoint.
+
+        Parameters:
+            is_route: whether the endpoint is that of a route, and not another app with middleware and routes.
+            is_watched: whether swr notes the reads of this task, and so of all tasks that it starts.
+        """
+        self.by_middleware |= self._after_route
+        self.is_routed = is_route
+        if is_route and is_watched:
+            ROUTED.set((self, _task()))
 
     def add(self, others: "Reads") -> None:
         """Add other notes of the same run."""
@@ -88,13 +88,15 @@ class Reads:
 
     def note(self, name: str, frame: FrameType | None) -> None:
         """Note that the code of a frame reads a part of the request, if this is code of the app."""
-        frame = asking(frame)
-        if frame is None or (module_of(frame).startswith(NOT_OF_THE_APP) and module_of(frame) not in _OF_RESPONSES):
+        frame, is_compiled = asking(frame)
+        if frame is None or (runs_library(frame, NOT_OF_THE_APP) and not (is_compiled or _is_for_the_app(name, frame))):
             return
         if not _is_of_middleware(frame) or self._is_within_route():
             self.by_route.add(name)
         elif not self.is_routed:
             self.by_middleware.add(name)
+        else:
+            self._after_route.add(name)
 
     def _is_within_route(self) -> bool:
         """Return whether the route has started the current task, as a `BaseHTTPMiddleware` of a route does.
@@ -118,11 +120,13 @@ def _task() -> int:
         return 0
 
 
-def asking(frame: FrameType | None) -> FrameType | None:
-    """Return the frame that has asked for a part of the request, without the frames of accessors that it has called."""
-    while frame is not None and module_of(frame) in _ACCESSORS:
-        frame = frame.f_back
-    return frame
+def _is_for_the_app(name: str, frame: FrameType) -> bool:
+    """Return whether the code of a library reads a part of the request for the app's response."""
+    # Other frameworks copy the state into a request of their own, from which their apps read unnoticed.
+    is_outer = name.startswith(("scope ", "state "))
+    # `FileResponse` answers ranges of bytes, which swr cuts out of the whole file itself.
+    is_of_file = name in ("range", "if-range") and frame.f_code.co_name == "__call__"
+    return (module_of(frame) in _OF_RESPONSES and not is_of_file) or (is_outer and runs_library(frame, CARRIERS))
 
 
 def _is_of_middleware(frame: FrameType | None) -> bool:
@@ -145,9 +149,13 @@ class _Name(bytes):
     reads: Reads
 
     def __eq__(self, other: object) -> bool:
+        is_equal = bytes.__eq__(self, other)
+        if is_equal is True and not _only_looks(sys._getframe(1)):
+            # The code may leave this field out or replace it, and then search for others unnoticed.
+            self.reads.note(FIELD_NAMES, sys._getframe(1))
         if isinstance(other, bytes) and tells(other):
             self.reads.note(bytes.decode(other, "latin-1"), sys._getframe(1))
-        return bytes.__eq__(self, other)
+        return is_equal
 
     def __ne__(self, other: object) -> bool:
         return not self == other
@@ -168,13 +176,13 @@ class _Name(bytes):
 
     def lower(self) -> bytes:
         """Return the name in lower case; the result notes the same comparisons."""
-        return _noting(bytes.lower(self), self.reads)
+        return noting_name(bytes.lower(self), self.reads)
 
     def decode(self, *args: Any, **kwargs: Any) -> str:
         """Return the name as text; the result notes the same comparisons."""
         frame = sys._getframe(1)
-        self.reads.note(ALL_FIELDS if module_of(frame) in _ACCESSORS else FIELD_NAMES, frame)
-        return _noting_text(bytes.decode(self, *args, **kwargs), self.reads)
+        self.reads.note(ALL_FIELDS if module_of(frame) in ACCESSORS else FIELD_NAMES, frame)
+        return _noting(_Text, bytes.decode(self, *args, **kwargs), self.reads)
 
 
 class _First(bytes):
@@ -262,7 +270,7 @@ class _Value(_Noting, bytes):
     def decode(self, *args: Any, **kwargs: Any) -> str:
         """Return the value as text that notes its use in turn: middleware may decode all fields to read only one."""
         frame = sys._getframe(1)
-        if module_of(frame) in _ACCESSORS or not _is_of_middleware(frame):
+        if module_of(frame) in ACCESSORS or not _is_of_middleware(frame):
             # Decoding counts as a use in an endpoint, which may answer with all values.
             _note_value(self, frame)
             _note_values(object.__getattribute__(self, "reads"), frame)
@@ -314,16 +322,18 @@ class _Text(str):
 
     def lower(self) -> str:
         """Return the name in lower case; the result notes the same comparisons."""
-        return _noting_text(str.lower(self), self.reads)
+        return _noting(_Text, str.lower(self), self.reads)
 
     def title(self) -> str:
         """Return the name with capitals; the result notes the same comparisons."""
-        return _noting_text(str.title(self), self.reads)
+        return _noting(_Text, str.title(self), self.reads)
 
     def encode(self, *args: Any, **kwargs: Any) -> bytes:
         """Return the name as bytes; the result notes the same comparisons."""
-        return _noting(str.encode(self, *args, **kwargs), self.reads)
+        return noting_name(str.encode(self, *args, **kwargs), self.reads)
 
+
+_Kind = TypeVar("_Kind", _Name, _Text, _First)
 
 # Methods that ask whether a name has some text. Their results tell the app nothing but names.
 _ASKING: Final = frozenset({"startswith", "endswith", "__contains__", "find", "count", "index"})
@@ -346,14 +356,8 @@ for _naming, _plain in ((_Name, bytes), (_Text, str)):
             setattr(_naming, _name, _noted_name(_plain, _name))
 
 
-def _noting(name: bytes, reads: Reads) -> bytes:
-    noting = _Name(name)
-    noting.reads = reads
-    return noting
-
-
-def _noting_text(name: str, reads: Reads) -> str:
-    noting = _Text(name)
+def _noting(kind: type[_Kind], content: Any, reads: Reads) -> _Kind:
+    noting = kind(content)
     noting.reads = reads
     return noting
 
@@ -364,10 +368,19 @@ def _noting_value(name: bytes, value: bytes, reads: Reads) -> bytes:
     return noting
 
 
-def _noting_first(value: bytes, reads: Reads) -> bytes:
-    noting = _First(value)
-    noting.reads = reads
-    return noting
+def _only_looks(frame: FrameType) -> bool:
+    """Return whether the code of a frame is a method of Starlette's `Headers` or `URL` that changes no field."""
+    return module_of(frame) == DATASTRUCTURES and frame.f_code.co_name not in ("__setitem__", "__delitem__")
+
+
+def noting_name(name: bytes, reads: Reads) -> bytes:
+    """Return the name of a field that notes what it is compared with."""
+    return _noting(_Name, name, reads)
+
+
+def notes_searches(headers: object) -> bool:
+    """Return whether one of these fields still notes each search among them: the app may have replaced them."""
+    return isinstance(headers, list) and any(type(name) is _Name for name, _ in headers)
 
 
 def watched(headers: list[tuple[bytes, bytes]], reads: Reads) -> list[tuple[bytes, bytes]]:
@@ -377,14 +390,10 @@ def watched(headers: list[tuple[bytes, bytes]], reads: Reads) -> list[tuple[byte
     note. The values of such fields note reads without a search.
     """
     return [
-        (
-            _noting(name, reads) if number == 0 or tells(name) else name,
-            _noting_value(name, value, reads) if tells(name) else _noting_first(value, reads) if number == 0 else value,
-        )
+        (_noting(_Name, name, reads), _noting_value(name, value, reads))
+        if tells(name)
+        else (_noting(_Name, name, reads), _noting(_First, value, reads))
+        if number == 0
+        else (name, value)
         for number, (name, value) in enumerate(headers)
     ]
-
-
-def module_of(frame: FrameType) -> str:
-    """Return the name of the module whose code a frame runs."""
-    return str(frame.f_globals.get("__name__"))

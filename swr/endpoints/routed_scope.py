@@ -8,7 +8,8 @@ from typing import Any, Final
 
 from starlette.routing import Router
 
-from swr.endpoints.looking import reads_unseen
+from swr.endpoints.libraries import is_imported, module_of
+from swr.endpoints.looking import asking, reads_unseen
 from swr.endpoints.noticing import Noticing
 from swr.endpoints.outer import OuterState
 from swr.endpoints.reads import (
@@ -18,10 +19,10 @@ from swr.endpoints.reads import (
     NO_READS,
     SERVER,
     Reads,
-    asking,
-    module_of,
+    notes_searches,
     watched,
 )
+from swr.endpoints.sessions import noted
 from swr.http.request_fields import FIELD_NAMES
 
 # The most apps, each wrapped by the one before, that swr looks into.
@@ -38,7 +39,7 @@ _HARMLESS: Final = frozenset(
 # Parts of a scope that Starlette reads when the app asks for one field or a link.
 _OF_HEADERS: Final = ("headers", "server")
 # The parts of every scope whose reads swr notes, with their names in the notes.
-_PARTS: Final[dict[object, str]] = {"headers": FIELD_NAMES, "server": SERVER, "client": ADDRESS}
+PARTS: Final[dict[object, str]] = {"headers": FIELD_NAMES, "server": SERVER, "client": ADDRESS}
 
 
 class RoutedScope(Noticing):
@@ -49,8 +50,8 @@ class RoutedScope(Noticing):
     """
 
     def __init__(self, scope: MutableMapping[str, Any]) -> None:
-        # The names to note: `_PARTS`, and values of middleware around swr until the app overwrites them.
-        self._parts = {**_PARTS}
+        # The names to note: `PARTS`, and values of middleware around swr until the app overwrites them.
+        self._parts = {**PARTS}
         super().__init__(scope, self._parts)
         # The chosen routes, each with the context of its inclusion, which a router of FastAPI puts beside the route.
         self.routes: list[tuple[Any, Any]] = []
@@ -66,9 +67,14 @@ class RoutedScope(Noticing):
         self._copying: tuple[CodeType, int] | None = None
 
     def __setitem__(self, name: str, value: Any) -> None:
+        if name == "session":
+            value = noted(value, module_of(sys._getframe(1)))
         super().__setitem__(name, value)
-        if name in self._parts and name not in _PARTS:
+        if name in self._parts and name not in PARTS:
             del self._parts[name]
+        if name == "headers" and self._is_watched and not notes_searches(value):
+            # The client has sent no field, or the app has replaced all that note searches.
+            self.reads.by_route.add(FIELD_NAMES)
         if name == "route":
             self.routes.append((value, dict.get(self, "fastapi", {}).get("effective_route_context")))
         if name in ("route", "endpoint"):
@@ -76,16 +82,15 @@ class RoutedScope(Noticing):
             self.reads.add(self._reads_of_copies)
         if name == "endpoint":
             # Anything else is an app behind a mount, which has middleware and routes of its own.
-            self.reads.is_routed = isinstance(value, (FunctionType, MethodType, type, functools.partial))
-            if self.reads.is_routed and self._is_watched:
-                self.reads.mark_route()
+            is_route = isinstance(value, (FunctionType, MethodType, type, functools.partial))
+            self.reads.choose(is_route=is_route, is_watched=self._is_watched)
 
     def watch(self, headers: list[tuple[bytes, bytes]], outer: set[str]) -> None:
         """Give these fields to the app, and note its reads of them and of the values in `outer`."""
         self._is_watched = True
         self["headers"] = watched(headers, self.reads)
         of_scope: dict[object, str] = {name.removeprefix("scope "): name for name in outer if name.startswith("scope ")}
-        self._parts = self._watched = {**_PARTS, **of_scope}
+        self._parts = self._watched = {**PARTS, **of_scope}
         if outer:
             # Only the app's scope gets the noting state; middleware around swr keeps its own.
             dict.__setitem__(self, "state", OuterState(self._of_client.setdefault("state", {}), self.reads, outer))
@@ -99,10 +104,9 @@ class RoutedScope(Noticing):
             self._note_copy(frame)
         if name not in self._parts or (code, frame.f_lasti) == self._copying:
             return
-        # Starlette's `Headers` and `URL` read these to find one field, and the names in `headers` note which one.
-        if name not in _OF_HEADERS or module_of(frame) != DATASTRUCTURES:
-            asks = asking(frame)
-            takes_all = name == "headers" and asks is not None and reads_unseen(asks.f_code)
+        if not is_for_one_field(name, frame):
+            asks, is_compiled = asking(frame)
+            takes_all = name == "headers" and asks is not None and (is_compiled or reads_unseen(asks.f_code))
             self.reads.note(ALL_FIELDS if takes_all else self._parts[name], frame)
 
     def _note_all(self, frame: FrameType) -> None:
@@ -110,7 +114,7 @@ class RoutedScope(Noticing):
         self._note_copy(frame)
 
     def _note_copy(self, frame: FrameType) -> None:
-        if (module_of(frame), frame.f_code.co_name) in _HARMLESS:
+        if is_harmless_copy(frame):
             return
         self.is_copied = True
         for name in self._parts.values():
@@ -125,6 +129,19 @@ class RoutedScope(Noticing):
     __len__ = dict.__len__
 
 
+def is_for_one_field(name: object, frame: FrameType) -> bool:
+    """Return whether code reads a part of the scope to find one field or a link.
+
+    Starlette's `Headers` and `URL` do, and the names in `headers` note which field they find.
+    """
+    return name in _OF_HEADERS and module_of(frame) == DATASTRUCTURES
+
+
+def is_harmless_copy(frame: FrameType) -> bool:
+    """Return whether code copies a scope, but passes the copy to no app."""
+    return (module_of(frame), frame.f_code.co_name) in _HARMLESS
+
+
 def routed(scope: MutableMapping[str, Any], app: Any = None) -> MutableMapping[str, Any]:
     """Return a scope for one run of the app: a `RoutedScope` if the app may use Starlette or FastAPI.
 
@@ -132,20 +149,21 @@ def routed(scope: MutableMapping[str, Any], app: Any = None) -> MutableMapping[s
         scope: the client's scope.
         app: the app, if known.
     """
-    # Other frameworks may insist on a plain dict. An inner swr uses the notes of an outer one.
-    if isinstance(scope, RoutedScope) or not ("fastapi" in sys.modules or "app" in scope or _may_route(app)):
+    # An inner swr uses the notes of an outer one.
+    if isinstance(scope, RoutedScope):
         return scope
-    return RoutedScope(scope)
+    is_routed = "fastapi" in sys.modules or "app" in scope or "router" in scope
+    return RoutedScope(scope) if is_routed or _may_route(app) else scope
 
 
 def _may_route(app: Any) -> bool:
     """Return whether an app may have a router of Starlette, or may wrap an app that has one."""
+    # The compiled code of blacksheep fails if the scope has subclasses of `bytes`.
+    if "starlette.applications" in sys.modules and not is_imported("blacksheep"):
+        return True
     for _ in range(_DEEPEST):
         if isinstance(app, Router) or isinstance(getattr(app, "router", None), Router):
             return True
-        if isinstance(app, FunctionType):
-            # A function may wrap any app.
-            return "starlette.applications" in sys.modules
         # Middleware usually keeps the app that it wraps in `app`. A bound method may be an app, too.
         app = getattr(app, "app", None) or getattr(app, "__self__", None)
     return False

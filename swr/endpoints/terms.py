@@ -53,7 +53,7 @@ class EndpointTerms:
         self.wrapper: Any = None
         # Whether the user's `key=` selects the response, so that swr must not store it under the URL's key.
         self.is_keyed = False
-        # Returns the tags of the endpoint's result; and whether that has worked. If not, swr must not store the result.
+        # Returns the tags of the endpoint's result; and whether this has worked: if not, swr stores nothing.
         self.tags_of: Callable[[Any], tuple[str, ...] | None] | None = None
         self.has_tags = True
 
@@ -115,6 +115,20 @@ class Asked(Protocol):
             scope: the scope as it is when the endpoint runs.
             fields: the request fields that guards read; None: any.
             known: the request fields that the endpoint names in `vary` or `ignore_fields`, or declares.
+        """
+
+    def fields_of_rule(self, scope: Scope) -> Collection[str]:
+        """Return the request fields that select the response because of a rule, lower case.
+
+        Parameters:
+            scope: the scope as it is when the endpoint runs.
+        """
+
+    def why_left_out(self, scope: Scope) -> str:
+        """Return why the key may lack a part of the query that the route reads; empty: a rule leaves out no such part.
+
+        Parameters:
+            scope: the scope as it is when the endpoint runs.
         """
 
     def admit(self) -> None:
@@ -179,3 +193,7 @@ class Admission:
         self.session: dict[str, Any] | None = None
         # The key to refresh once the client has its answer; empty: none.
         self.stale = ""
+
+    def __deepcopy__(self, memo: object) -> "Admission":
+        """Return the admission itself, so that middleware can copy the scope that has it."""
+        return self

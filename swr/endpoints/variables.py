@@ -10,7 +10,8 @@ from contextvars import Context, ContextVar, copy_context
 from typing import Any, Final
 
 from swr.core.canonical import canonical
-from swr.endpoints.reads import IDENTIFIERS, NOT_OF_THE_APP, OBSERVERS, ROUTED
+from swr.endpoints.libraries import NOT_OF_THE_APP, OBSERVERS, is_of_library
+from swr.endpoints.reads import IDENTIFIERS, ROUTED
 from swr.endpoints.terms import endpoint_terms
 from swr.engine import deadlocks, switch
 
@@ -39,8 +40,11 @@ _OF_LIBRARIES: Final = {
     "_GENERIC_TYPES_CACHE": ("pydantic._internal._generics", "_GENERIC_TYPES_CACHE"),
     "_generic_recursion_cache": ("pydantic._internal._generics", "_generic_recursion_cache"),
 }
-# Django keeps data of its own requests in this variable. It never wraps swr.
-_OF_DJANGO: Final = "asgiref.local"
+# Django keeps its values in objects of asgiref, each with a context variable of this name.
+_OF_ASGIREF: Final = "asgiref.local"
+# Those of Django that say nothing about who asks, by module and attributes: the prefix of its URLs, which is the root
+# path, and its connections to caches.
+_OF_DJANGO: Final = (("django.urls.base", "_prefixes"), ("django.core.cache", "caches", "_connections"))
 _MISSING: Final = object()
 # The prefix of variables among the names of what middleware around swr has set.
 OF_VARIABLES: Final = "context variable "
@@ -95,9 +99,17 @@ def outer_variables(before: Context, ambient: Context) -> list[str]:
 
 def _is_unrelated(variable: ContextVar[Any], value: Any) -> bool:
     """Return whether a variable belongs to swr, or to a library that uses it for nothing that an app answers by."""
-    if variable in _OWN or variable.name == _OF_DJANGO:
+    if variable in _OWN or (variable.name == _OF_ASGIREF and any(_is_in(variable, *path) for path in _OF_DJANGO)):
         return True
     return _is_harmless(variable, value) or _is_defined_in(variable, NOT_OF_THE_APP)
+
+
+def _is_in(variable: ContextVar[Any], module: str, *attributes: str) -> bool:
+    """Return whether a `Local` of asgiref, an attribute of a module or of an object in it, keeps its values here."""
+    found: Any = sys.modules.get(module)
+    for attribute in (*attributes, "_storage", "_data"):
+        found = getattr(found, attribute, None)
+    return found is variable
 
 
 def carried(before: Context) -> Context:
@@ -160,7 +172,11 @@ def _is_defined_in(variable: ContextVar[Any], beginnings: tuple[str, ...]) -> bo
     Parameters:
         beginnings: the prefixes of the names of the library's modules.
     """
-    modules = [module for name, module in [*sys.modules.items()] if name.startswith(beginnings)]
+    modules = [
+        module
+        for name, module in [*sys.modules.items()]
+        if name.startswith(beginnings) and is_of_library(name, getattr(module, "__file__", None))
+    ]
     defined = [value for module in modules for value in [*vars(module).values()]]
     # Not `isinstance`, which reads `__class__` and would create lazy objects.
     inner = [value for kind in defined if issubclass(type(kind), type) for value in [*vars(kind).values()]]

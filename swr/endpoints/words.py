@@ -28,7 +28,7 @@ class Words:
     def __init__(self, key: Callable[..., Any] | None, shared: bool) -> None:
         if key is not None and (not callable(key) or is_async(key)):
             raise ConfigurationError(
-                f"key={key!r} is not a function: give a def or a lambda of the endpoint's parameters"
+                f"key={key!r} is not a plain function: give a def (not async) or a lambda of the endpoint's parameters"
             )
         if not isinstance(shared, bool):
             raise ConfigurationError(f"shared={shared!r}: give True or False")
@@ -109,6 +109,8 @@ class Words:
         if more:
             remedy = f"or give it another {parameter}, from a function of its own"
         elif kind == "argument":
+            # A decorator has added an argument with such a name.
+            parameter = "scope" if parameter.startswith("__") else parameter
             remedy = f"key=lambda {parameter}: ... if that selects it"
         else:
             remedy = "key=... if something selects it"

@@ -236,7 +236,7 @@ class _Overtaken:
 
     @property
     def is_true(self) -> bool:
-        """Return whether anything may outdate the value, beside the one invalidation that storing it brings."""
+        """Return whether anything may outdate the value, other than the one invalidation that storing it brings."""
         return self._has_gap or self._has_load or self._invalidations > 1
 
     def __enter__(self) -> Self:

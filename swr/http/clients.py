@@ -11,7 +11,7 @@ import xxhash
 
 from swr.entry import State
 from swr.http.fields import Headers, etag_of, values_of
-from swr.http.request_fields import ALL_CREDENTIALS, EXACTLY, FIELD_NAMES
+from swr.http.request_fields import EXACTLY
 
 # Fields that may differ between runs of the app although the response is the same. Entity tags do not depend on them.
 _OF_THE_RUN: Final = frozenset(
@@ -91,7 +91,7 @@ def with_told(stored: Whole, told: Told, state: State, age: int, own_tag: bytes 
 
 def _fields_of(names: Collection[str]) -> Iterator[bytes]:
     """Yield those of `names` that are names of fields."""
-    return (name.encode("latin-1") for name in names if not name.startswith((EXACTLY, ALL_CREDENTIALS, FIELD_NAMES)))
+    return (name.encode("latin-1") for name in names if not name.startswith((EXACTLY, ":")))
 
 
 def told_fields(

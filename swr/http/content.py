@@ -49,7 +49,7 @@ class Content(msgspec.Struct, frozen=True):
 
         Raises:
             ValueError: the content has another media type, a content coding or another charset than UTF-8. Or it is not
-                JSON, is nested too deeply, has `NaN` or `Infinity`, or two members with the same name in any case.
+                JSON, is nested too deeply, has `NaN` or `Infinity`, or two members whose names differ only in case.
         """
         return self._parsed(lambda value: value, object_pairs_hook=_unique)
 

@@ -46,6 +46,7 @@ _CONTENT_RANGE: Final = re.compile(rb"bytes[ \t]+(\d{1,18})-(\d{1,18})/(\d{1,18}
 _NAMES: Final = re.compile(rb"[!#$%&'*+.^_`|~0-9A-Za-z-]*")
 _CONTROL: Final = re.compile(rb"[\x00-\x08\x0a-\x1f\x7f]")
 _NAME: Final = re.compile(r"[!#$%&'*+.^_`|~0-9a-z-]+")
+_WORD: Final = re.compile(r"[a-z0-9](?:[_a-z0-9-]*[a-z0-9])?")
 
 _FIFTY: Final = 50
 _MONTHS: Final = ["jan", "feb", "mar", "apr", "may", "jun", "jul", "aug", "sep", "oct", "nov", "dec"]
@@ -273,12 +274,20 @@ def delta_seconds(argument: str | None) -> int | None:
 def vary_of(headers: Headers) -> tuple[str, ...] | None:
     """Return the request fields that `Vary` names, lower case, sorted, each once; None for `*`.
 
-    Any characters may separate the names: `Cookie; Accept` names two fields.
+    A `Content-Range` in another unit than bytes names `Range`. Of a malformed member of `Vary`, everything counts that
+    it could mean: `Cookie; Accept` and `Cookie|Accept` name two fields, `User Agent` also names `User-Agent`, and
+    `Accept-*` counts as `*`.
     """
     names: set[str] = set()
-    for value in values_of(headers, b"vary"):
-        names.update(_NAME.findall(value.decode("latin-1").lower()))
-    return None if any(name.strip("'") == "*" for name in names) else tuple(sorted(names))
+    for member in b",".join(values_of(headers, b"vary")).decode("latin-1").lower().split(","):
+        if "*" in member:
+            return None
+        words = _WORD.findall(member)
+        names.update(words, _NAME.findall(member), ["-".join(words)] if words else ())
+    if values_of(headers, b"content-range") and content_range(headers) is None:
+        # The response is a slice in another unit than bytes, whatever its status says.
+        names.add("range")
+    return tuple(sorted(names))
 
 
 def content_length(headers: Headers) -> int | None:

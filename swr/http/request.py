@@ -9,19 +9,37 @@ from urllib.parse import quote, unquote, unquote_to_bytes, urlsplit
 
 from swr.core.keys import URL_ON_HOST
 from swr.errors import ConfigurationError
-from swr.http.request_fields import IGNORED, SELECTING, selecting_value
+from swr.http.request_fields import SELECTING, selecting_value
 
 # A connection as ASGI describes it.
 Scope = MutableMapping[str, Any]
 
 # A request that has a selecting field, and more fields than this, is not plain.
-_MOST_FIELDS: Final = 64
+MOST_FIELDS: Final = 64
 
 # Among the selecting fields: the values that middleware around swr has set. No field has this name.
 _OUTER: Final = b":outer"
 
 # A longer key or tag ends with a digest: clients choose the URLs, and swr keeps thousands of keys and tags in memory.
 _LONGEST_NAME: Final = 512
+
+# The most bytes of a URL and of fields by which the local cache finds an entry. The weight of an entry allows for them.
+_LONGEST_ALIAS: Final = 1280
+# Bytes of the objects that hold one field.
+_PER_FIELD: Final = 128
+
+# Prefixes of the names of extensions that ASGI defines.
+_OF_ASGI: Final = ("http.", "websocket.", "tls")
+# The most usual ones by which a server offers something; they say nothing about the client.
+_OFFERS: Final = frozenset(
+    {
+        "http.response.push", "http.response.trailers", "http.response.early_hint", "http.response.pathsend",
+        "http.response.zerocopysend", "http.response.debug", "websocket.http.response",
+    }
+)  # fmt: skip
+
+# Not `scope.keys()`: an outer swr would take it for code that copies the scope.
+_NAMES_OF: Final[Any] = dict.keys
 
 # Turns the value of a field that selects a response into text that does not show it.
 Digest = Callable[[bytes], str]
@@ -96,14 +114,19 @@ def with_outer(fields: Fields, names: tuple[str, ...]) -> Fields:
     return (fields, _OUTER, "\n".join(names).encode("utf-8", "surrogatepass")) if names else fields
 
 
-def is_long(url: URL) -> bool:
-    """Return whether a URL may take far more memory than its key, which is shortened or contains digests."""
-    _, host, raw_path, path, _, query, fields = url
-    size = len(host) + len(raw_path) + len(path) + len(query)
-    while fields:
-        fields, name, value = fields
-        size += len(name) + len(value)
-    return size > _LONGEST_NAME
+def is_long(url: URL, more: Fields = ()) -> bool:
+    """Return whether a URL may take far more memory than its key, which is shortened or contains digests.
+
+    Parameters:
+        more: further fields that are held with the URL.
+    """
+    _, host, raw_path, path, root_path, query, fields = url
+    size = len(host) + len(raw_path) + len(path) + len(root_path) + len(query)
+    for chain in (fields, more):
+        while chain:
+            chain, name, value = chain
+            size += len(name) + len(value) + _PER_FIELD
+    return size > _LONGEST_ALIAS
 
 
 def shown(url: URL) -> str:
@@ -148,16 +171,23 @@ class Usual(Protocol):
     """The properties of a request for which middleware around the cache has set nothing.
 
     Attributes:
-        size: the number of names in a scope with a state.
-        size_without_state: the number of names in a scope without a state.
+        size: the number of names in a scope with a state, as the server makes it.
+        size_without_state: the number of names in such a scope without a state.
+        routed: the names of scopes to which routers around the cache have added theirs, in their order.
         state: the state of its scope.
         context: its context variables.
+        ignored: the names of request fields that no response depends on, as far as known.
     """
 
     size: int
     size_without_state: int
+    routed: set[tuple[str, ...]]
     state: dict[str, Any]
     context: Context
+    ignored: set[bytes]
+
+    def ignores(self, name: bytes) -> bool:
+        """Return whether no response depends on a request field whose name is not in `ignored`."""
 
     def names_beside(self, scope: Scope) -> tuple[str, ...]:
         """Return the names of the values that middleware around the cache has set."""
@@ -169,6 +199,11 @@ def has_certificate(scope: Scope) -> bool:
     return bool(tls.get("client_cert_name") or tls.get("client_cert_chain"))
 
 
+def has_own_extension(scope: Scope) -> bool:
+    """Return whether the scope has an extension that ASGI does not define, which middleware may have set."""
+    return any(not name.startswith(_OF_ASGI) for name in scope.get("extensions") or ())
+
+
 def plain_url(scope: Scope, usual: Usual) -> tuple[URL | None, bytes | None]:
     """Return the URL of a plain request, or None, and its `If-None-Match`, or None.
 
@@ -176,10 +211,11 @@ def plain_url(scope: Scope, usual: Usual) -> tuple[URL | None, bytes | None]:
     certificate.
     """
     host = condition = None
+    is_dated = False
     fields: Fields = ()
-    headers = scope["headers"]
+    headers, ignored = scope["headers"], usual.ignored
     for name, value in headers:
-        if name in IGNORED:
+        if name in ignored:
             continue
         if name == b"host" and host is None:
             host = value
@@ -187,26 +223,31 @@ def plain_url(scope: Scope, usual: Usual) -> tuple[URL | None, bytes | None]:
             fields = fields, name, value
         elif name == b"if-none-match" and condition is None:
             condition = value
-        else:
+        elif name == b"if-modified-since":
+            is_dated = True
+        elif not usual.ignores(name):
             return None, None
-    if fields and len(headers) > _MOST_FIELDS:
+    # `If-None-Match` takes precedence over `If-Modified-Since` (RFC 9110 13.1.3).
+    if (fields and len(headers) > MOST_FIELDS) or (is_dated and condition is None):
         return None, None
     try:
         state = scope.get("state")
         if (
-            # Scopes with and without `state` differ in their usual size. Any other size means that middleware has
-            # added names.
-            (len(scope) != usual.size_without_state)
+            # Scopes of a server with and without `state` differ in their size. Any other size means that a router or
+            # middleware has added names. Different routers add different numbers of names, so all names count then.
+            (len(scope) != usual.size_without_state and (*_NAMES_OF(scope),) not in usual.routed)
             if state is None
-            else (len(scope) != usual.size or state != usual.state)
+            else ((len(scope) != usual.size and (*_NAMES_OF(scope),) not in usual.routed) or state != usual.state)
         ) or copy_context() != usual.context:
             if "session" in scope or "user" in scope or "auth" in scope:
                 return None, None
             fields = with_outer(fields, usual.names_beside(scope))
-        if "extensions" in scope and has_certificate(scope):
-            return None, None
-        if scope["http_version"] > "1.1":
-            # In HTTP/2 and 3, content may come without a field that announces it.
+        # In HTTP/2 and 3, content may come without a field that announces it.
+        if scope["http_version"] > "1.1" or (
+            "extensions" in scope
+            and not _OFFERS.issuperset(scope["extensions"] or ())
+            and (has_certificate(scope) or has_own_extension(scope))
+        ):
             return None, None
         return (
             scope["scheme"],

@@ -54,34 +54,36 @@ PREFERENCES: Final = frozenset(
         b"from", b"sec-ch-ua", b"sec-ch-ua-mobile", b"sec-ch-ua-platform", b"sec-gpc",
     }
 )  # fmt: skip
-# Ignored fields with few possible values. If the app's own code reads one, it selects.
+# Ignored or interpreted fields with few possible values. If the app's own code reads one, it selects.
 OF_FEW_VALUES: Final = frozenset(
     {
         b"content-type", b"purpose", b"x-purpose", b"sec-purpose", b"x-moz", b"upgrade-insecure-requests",
         b"sec-fetch-dest", b"sec-fetch-mode", b"sec-fetch-site", b"sec-fetch-user",
+        # About what the client can read. Compression middleware sends `Vary` only if it compresses.
+        b"accept-encoding", b"accept-ranges", b"priority",
+        # swr answers by these itself, but an app may understand another unit of ranges, or other directives.
+        b"cache-control", b"pragma", b"range", b"if-range",
+        # About the connection, and about the proxies on the way of the request.
+        b"connection", b"keep-alive", b"proxy-connection", b"te", b"trailer", b"upgrade", b"http2-settings", b"expect",
+        b"max-forwards", b"alt-used", b"early-data", b"cdn-loop", b"via",
     }
 )  # fmt: skip
-# Ignored fields that tell something about the client: its preferences and its address. If the app's own code turns one
-# into something that an endpoint sees, it is no longer ignored. See `tells`.
-TELLING: Final = PREFERENCES | OF_FEW_VALUES | frozenset(
+# Fields with the client's address.
+ADDRESSES: Final = frozenset(
     {
-        # Any text that the client chooses.
-        b"baggage",
         b"x-forwarded-for", b"x-real-ip", b"x-client-ip", b"x-cluster-client-ip", b"true-client-ip",
         b"fastly-client-ip", b"x-original-forwarded-for", b"cf-connecting-ip", b"cf-connecting-ipv6",
         b"x-azure-clientip", b"x-envoy-external-address",
     }
 )  # fmt: skip
+# Fields that tell something about the client or its connection. If the app's own code turns one into something that an
+# endpoint sees, it is no longer ignored. See `tells`. `Baggage` is any text that the client chooses.
+TELLING: Final = PREFERENCES | OF_FEW_VALUES | ADDRESSES | {b"baggage"}
 
-IGNORED: Final = TELLING | frozenset(
+IGNORED: Final = (TELLING - INTERPRETED) | frozenset(
     {
-        # About the client's navigation, and what it can read.
-        b"accept-encoding", b"accept-ranges", b"priority",
-        # About the connection.
-        b"connection", b"keep-alive", b"proxy-connection", b"te", b"trailer", b"upgrade", b"http2-settings", b"expect",
-        b"max-forwards", b"alt-used", b"early-data", b"cdn-loop",
-        # About the proxies on the way of the request.
-        b"via", b"cf-ray", b"cf-ew-via", b"x-varnish", b"x-amz-cf-id", b"x-azure-ref",
+        # Identifiers that proxies set.
+        b"cf-ray", b"cf-ew-via", b"x-varnish", b"x-amz-cf-id", b"x-azure-ref",
         b"x-envoy-attempt-count", b"x-envoy-expected-rq-timeout-ms",
         # Identifiers of requests, and tracing.
         b"x-request-id", b"request-id", b"x-correlation-id", b"correlation-id", b"x-request-start", b"x-queue-start",
@@ -141,6 +143,8 @@ ALL_CREDENTIALS: Final = ":credentials"
 
 # Among the names of selecting fields: the names of all the request's fields that describe the client (`tells`).
 FIELD_NAMES: Final = ":names"
+# Beside `FIELD_NAMES`: the values of these fields, apart from the client's address.
+FIELD_VALUES: Final = ":values"
 
 # The prefix of a field's name if the field selects by its exact bytes and lines. For `Vary`, two lines equal one line
 # with a comma (RFC 9111 4.1), but a framework may use only one of the lines.

@@ -271,7 +271,8 @@ def messages_of(
         fields = {}
     if status in (200, 206) and not fields.keys().isdisjoint(CONDITIONS) and not_modified(fields, headers, received):
         status, headers, body = 304, headers_of_304(headers), b""
-    elif method != "HEAD" and b"range" in fields and status in (200, 206):
+    elif method != "HEAD" and b"range" in fields and (status == 206 or (status == 200 and "range" not in stored.names)):
+        # If the app itself has read `Range`, its 200 is the answer to that field.
         complete = len(body) if stored.complete is None else stored.complete
         wanted = wanted_range(fields, headers, complete, received)
         if wanted == _NOTHING:

@@ -116,10 +116,10 @@ class Configured:
         )
         packing = Packing(settings.namespace, options["compress_above"], options["codec"])
         if own_clock is not None and not callable(own_clock):
-            raise ConfigurationError(f"clock={own_clock!r} is not a function that returns seconds")
+            raise ConfigurationError(f"clock={own_clock!r}: give a function that returns seconds")
         policy = self.default_policy.check(options["policy"])
         if not isinstance(enabled, bool):
-            raise ConfigurationError(f"enabled={enabled!r} is neither True nor False")
+            raise ConfigurationError(f"enabled={enabled!r}: give True or False")
         clock = wall_clock if own_clock is None else own_clock
         servers: Any = None
         if url is not None or redis is not None:

@@ -35,7 +35,9 @@ def codec_of(kind: Any) -> Codec:
     try:
         return _codec_of(kind)
     except NameError as error:
-        raise ConfigurationError(f"returns={kind!r} cannot be resolved: {error}") from None
+        raise ConfigurationError(
+            f"returns={kind!r} cannot be resolved: {error}. Import its types at run time (not under TYPE_CHECKING)"
+        ) from None
 
 
 def codec_if_defined(function: Callable[..., Any], *, many: bool = False, tags: Sequence[str] = ()) -> Codec | None:
@@ -76,7 +78,7 @@ def codec_for(function: Callable[..., Any], *, many: bool = False, tags: Sequenc
 def _codec_of(kind: Any) -> Codec:
     try:
         return _cached_codec(kind)
-    except TypeError:  # an annotation that cannot be hashed
+    except TypeError:  # The annotation cannot be hashed.
         return _new_codec(kind)
 
 
@@ -103,7 +105,9 @@ def _find_codec(function: Callable[..., Any], many: bool) -> Codec:
     try:
         kind = _returned_by(_target(function))
     except TypeError as error:
-        raise ConfigurationError(f"the return annotation of {_where(function)} is not a type: {error}") from None
+        raise ConfigurationError(
+            f"the return annotation of {_where(function)} is not a type: {error}. Give the type of what it returns"
+        ) from None
     if many and kind is not Any:
         kinds = typing.get_args(kind)
         origin = typing.get_origin(kind)

@@ -1,4 +1,4 @@
-"""The context of a load (`LoadContext`), and the answers of a loader beside a plain value (`Fresh`, `NOT_MODIFIED`)."""
+"""The context of a load (`LoadContext`), and a loader's answers besides a plain value (`Fresh`, `NOT_MODIFIED`)."""
 
 import enum
 import math
@@ -70,7 +70,7 @@ class Fresh(Generic[T]):
         if isinstance(value, (Fresh, NotModified)):
             raise ConfigurationError(f"Fresh({value!r}): give the value itself")
         if validator is not None and not isinstance(validator, str):
-            raise ConfigurationError(f"validator={validator!r} is not a string")
+            raise ConfigurationError(f"validator={validator!r}: give a string")
         self.value = value
         self.validator = validator
         durations = {"fresh_for": fresh_for, "stale_for": stale_for, "stale_if_error": stale_if_error}

@@ -204,7 +204,8 @@ class Loaders:
             keys = ManyKeys(function, template, policies.now.tags, ignore, key)
             if asking(function) is not None:
                 raise ConfigurationError(
-                    f"{keys.where} asks for a LoadContext, which is about one value: a batch loader loads several"
+                    f"{keys.where} asks for a LoadContext, which is about one value: leave it out, because a batch "
+                    f"loader loads several"
                 )
             own = terms.with_tags(of_value, keys.where, keys.known)
             self._templates.claim(keys.template, function, is_default=key is not None, many=True)
@@ -266,7 +267,7 @@ class Loaders:
             ConfigurationError: an argument cannot work.
         """
         if not isinstance(key, str):
-            raise ConfigurationError(f"key={key!r} is not a string")
+            raise ConfigurationError(f"key={key!r}: give a string")
         warn_of_slot(key)
         if not callable(loader):
             raise ConfigurationError(

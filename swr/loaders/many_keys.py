@@ -55,9 +55,10 @@ class ManyKeys:
         lists = [name for name in parameters if name not in named and name not in ignored]
         if len(items) != 1 or len(lists) != 1:
             raise ConfigurationError(
-                f"the key {template or key!r} of {where}({', '.join(parameters)}) is that of one item. Leave the list "
-                f"out, and name the item by a name that is not a parameter, such as 'player:{{name}}' for the list "
-                f"names. It leaves out {', '.join(lists) or 'nothing'} and names {', '.join(items) or 'no item'}"
+                f"the key {template or key!r} of {where}({', '.join(parameters)}) must be the key of one item. Leave "
+                f"the list out, and name the item by a name that is not a parameter, such as 'player:{{name}}' for the "
+                f"list names. This key leaves out {', '.join(lists) or 'nothing'} and names "
+                f"{', '.join(items) or 'no item'}"
             )
         (self._item,), (self.list_name,) = items, lists
         if parameters[self.list_name].kind in (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD):
@@ -97,7 +98,8 @@ class ManyKeys:
         except TypeError:
             wrong = next(item for item in asked if not _is_hashable(item))
             raise TypeError(
-                f"{self.list_name} of {self.where} holds {wrong!r}, which cannot be a key of the dict that is returned"
+                f"{self.list_name} of {self.where} holds {wrong!r}, which cannot be a key of the "
+                f"returned dict: give items that have a hash"
             ) from None
         return ManyCall(self, bound.arguments), list(items)
 
@@ -169,7 +171,7 @@ def _key_of_item(
             raise ConfigurationError(f"{where} has the key template {template!r} and key={key!r}: give one of them")
         return KeyFunction(key, parameters, ignored, where)
     if not isinstance(template, str):
-        raise ConfigurationError(f'template={template!r} of {where} is not a string such as "ranking:{{group}}"')
+        raise ConfigurationError(f'template={template!r} of {where} must be a string such as "ranking:{{group}}"')
     return Template(template, "key", where)
 
 

@@ -163,7 +163,7 @@ def _checked_tags(tags: tuple[object, ...]) -> tuple[str, ...]:
         if isinstance(tag, (list, tuple, set, frozenset)):
             raise ConfigurationError(f"tag={tag!r} holds several tags: write invalidate_tags(*tags), with an asterisk")
         if not isinstance(tag, str) or not tag:
-            raise ConfigurationError(f"tag={tag!r} is not a non-empty string")
+            raise ConfigurationError(f"tag={tag!r}: give a string that is not empty")
         warn_of_slot(tag)
         names[tag] = None
     return tuple(names)

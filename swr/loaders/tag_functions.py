@@ -11,7 +11,7 @@ from swr.policy import tag_names
 
 
 def names_in(function: TagsOf, where: str, known: Collection[str]) -> list[str]:
-    """Return the parameters that a tag function takes by name, beside the value or response.
+    """Return the parameters that a tag function takes by name, besides the value or response.
 
     Parameters:
         where: the name of the loader or route, for errors.

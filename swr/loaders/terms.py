@@ -1,4 +1,4 @@
-"""The options of a loader's decorator, beside the key."""
+"""The options of a loader's decorator, besides the key."""
 
 import inspect
 from collections.abc import Callable, Collection
@@ -47,7 +47,7 @@ def stays_here(local: object, shared: object) -> bool:
     """
     for name, value in (("local", local), ("shared", shared)):
         if not isinstance(value, bool):
-            raise ConfigurationError(f"{name}={value!r} is neither True nor False")
+            raise ConfigurationError(f"{name}={value!r}: give True or False")
     if not local and not shared:
         raise ConfigurationError(
             "local=False and shared=False: values would be stored nowhere; leave the decorator out"
@@ -65,7 +65,7 @@ def seats_of(max_concurrent_loads: object) -> Callable[[], Seat] | None:
     if number is None:
         return None
     if not isinstance(number, int) or isinstance(number, bool) or number < 1:
-        raise ConfigurationError(f"max_concurrent_loads={number!r} is not a whole number, 1 or more, or None")
+        raise ConfigurationError(f"max_concurrent_loads={number!r}: give a whole number, 1 or more, or None")
     slots = LoadSlots(number)
     return lambda: Seat(Place(slots))
 
@@ -79,7 +79,7 @@ def checked_store_if(store_if: Any) -> StoreIf | None:
     if store_if is None:
         return None
     if not callable(store_if):
-        raise ConfigurationError(f"store_if={store_if!r} is not a function that takes a value, such as store_if=bool")
+        raise ConfigurationError(f"store_if={store_if!r}: give a function that takes a value, such as store_if=bool")
     if inspect.iscoroutinefunction(store_if):
         raise ConfigurationError(f"store_if={store_if!r} is async, and swr would not await it: give a def or a lambda")
     function: Callable[[Any], object] = store_if

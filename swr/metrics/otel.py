@@ -93,7 +93,7 @@ def export(cache: Cache, meter: Meter = _METER) -> Callable[[], None]:
         ConfigurationError: `cache` is not a cache, or this meter has it already.
     """
     if not isinstance(cache, Cache):
-        raise ConfigurationError(f"cache={cache!r} is not a swr.Cache")
+        raise ConfigurationError(f"cache={cache!r}: give a swr.Cache")
     metered = _METERED.get(meter)
     if metered is None:
         metered = _METERED[meter] = _Metered(meter)

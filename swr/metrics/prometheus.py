@@ -83,7 +83,7 @@ def export(cache: Cache, registry: CollectorRegistry = REGISTRY) -> Callable[[],
         ConfigurationError: `cache` is not a cache, or this registry has it already.
     """
     if not isinstance(cache, Cache):
-        raise ConfigurationError(f"cache={cache!r} is not a swr.Cache")
+        raise ConfigurationError(f"cache={cache!r}: give a swr.Cache")
     registered = _REGISTERED.get(registry)
     if registered is None:
         registered = _REGISTERED[registry] = _Registered(registry)

@@ -243,7 +243,7 @@ def trace_loads(cache: Cache, tracer: Tracer = _TRACER) -> Callable[[], None]:
         ConfigurationError: `cache` is not a cache, or is traced already.
     """
     if not isinstance(cache, Cache):
-        raise ConfigurationError(f"cache={cache!r} is not a swr.Cache")
+        raise ConfigurationError(f"cache={cache!r}: give a swr.Cache")
     runtime = cache.engine.runtime
     if runtime.tracing is not None:
         raise ConfigurationError(f"the cache {cache.namespace!r} is already traced: end that tracing first")

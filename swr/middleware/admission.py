@@ -8,6 +8,7 @@ from typing import Any
 import anyio
 from starlette.types import Message, Scope
 
+from swr.endpoints.declared import declared
 from swr.endpoints.terms import ADMISSION, Admission, EndpointTerms, endpoint_terms
 from swr.endpoints.variables import OF_VARIABLES, carried
 from swr.engine.failures import text_of
@@ -39,6 +40,7 @@ class AskedByClient:
         "_config",
         "_is_bypassed",
         "_request",
+        "_rule",
         "fields",
         "key",
         "limits",
@@ -61,7 +63,11 @@ class AskedByClient:
         # A context variable that middleware around swr has set. If there is one, swr stores no response under the URL's
         # key, unless `key=` says what selects the response.
         self.outer_variable = next((name for name in request.outer if name.startswith(OF_VARIABLES)), "")
-        self.key = request.key_behind
+        # The rule that selects the response behind the dependencies, too; None: none does.
+        self._rule = request.find_rule() if config.rules.count_behind else None
+        # In front of the app, these fields select among the variants of the URL.
+        names = () if self._rule is None else self._rule.selecting
+        self.key = request.key_behind + request.variant(names)[len(request.key) :]
         self.method = request.method
         self.fields: Mapping[bytes, bytes] = request.fields if request.takes_conditions else {}
         self.query: bytes = request.scope.get("query_string", b"")
@@ -98,7 +104,23 @@ class AskedByClient:
     def admit(self) -> None:
         """See `Asked`."""
         if not self._is_bypassed:
-            self._config.guarded[self.key] = True
+            self._config.guarded[self._request.key_behind] = True
+
+    def fields_of_rule(self, scope: Scope) -> Collection[str]:
+        """See `Asked`."""
+        rule = self._rule
+        if rule is None:
+            return ()
+        return {*rule.vary, *declared(scope).credentials} if rule.is_per_credential else rule.vary
+
+    def why_left_out(self, scope: Scope) -> str:
+        """See `Asked`."""
+        rule = self._rule
+        name = None if rule is None or not rule.leaves_out else rule.left_out(declared(scope))
+        if name is None:
+            return ""
+        self._config.warn_left_out(name)
+        return f"parameter {name}"
 
     def why_not(self, key: str) -> str:
         """See `Asked`."""

@@ -211,7 +211,7 @@ class Capture:
             with admitted(scope, self._terms.admission):
                 await self._config.app(scope, receive, self._on_message)
         finally:
-            scope["headers"] = asked
+            client["headers"] = asked
 
     # -- the app's messages -----------------------------------------------------------------------------------
 
@@ -238,7 +238,7 @@ class Capture:
 
     async def _send(self, message: Message) -> None:
         if self.response.is_ended:
-            self.outbox.let_hear()
+            self.outbox.release()
         # A response that is too long for the store must not fill the memory while its client is slow.
         await self.outbox.put(message, wait=not self.response.fits)
 
@@ -258,7 +258,7 @@ class Capture:
         engine, flight = self._config.engine, self._load.flight
         if is_failure(response, engine, flight):
             response.take_as_error()
-            if has_fallback(engine, flight, status):
+            if self.outbox.is_holding or has_fallback(engine, flight, status):
                 self.outbox.hold_back()
             await self._send(self.response.marked(message, b"swr; fwd=%b" % self._why))
             return

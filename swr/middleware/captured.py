@@ -7,7 +7,7 @@ from starlette.types import Message, Scope
 
 from swr.endpoints.declared import Declared, answers, calls, declared
 from swr.endpoints.origin import origin_of
-from swr.endpoints.reads import ADDRESS, ALL_FIELDS, SELECTING_IF_SEEN
+from swr.endpoints.reads import ADDRESS, ALL_FIELDS
 from swr.endpoints.routed_scope import give_headers, names_read_late, reads_of, routed
 from swr.endpoints.terms import EndpointTerms
 from swr.entry import Entry
@@ -24,7 +24,8 @@ from swr.middleware.kind import Kind
 from swr.middleware.lookup import may_use
 from swr.middleware.pieces import add_piece
 from swr.middleware.request import Request
-from swr.middleware.selection import is_personal
+from swr.middleware.seen import beside_credential, with_seen
+from swr.middleware.selection import for_reader, is_personal
 
 # Request fields that ask for something other than the whole resource.
 _PARTIAL: Final = CONDITIONS | {b"range"}
@@ -47,6 +48,7 @@ class CapturedResponse:
         "_base_tags",
         "_body",
         "_config",
+        "_lacks_cookies",
         "_origin",
         "_request",
         "_terms",
@@ -73,6 +75,8 @@ class CapturedResponse:
         self._terms = terms
         self._varies = varies
         self.is_replay = is_replay
+        # Whether this run lacks cookies of the client.
+        self._lacks_cookies = request.hides_cookies and not is_replay
         self.is_range = not is_replay and request.has_range
         # A replay sends credentials only if they select the stored response.
         self.authorized = bool(request.credentials_in(varies.names)) if is_replay else request.authorized
@@ -90,7 +94,6 @@ class CapturedResponse:
         # The value of `Content-Length`; None: unknown.
         self.length: int | None = None
         self._body: list[bytes | bytearray] = []
-        # Known once the response has begun.
         self._origin: str | None = None
 
     @property
@@ -108,14 +111,20 @@ class CapturedResponse:
         """Return whether the response says something about the resource, and not just about this request."""
         if self.status in GONE and not self.is_replay and not self._request.fields.keys().isdisjoint(_PARTIAL):
             return False
-        if self.authorized or self._request.unknown_beyond(self._varies.names) is not None:
+        request, authorized = self._request, self.authorized or self._request.shows_cookies
+        if self._lacks_cookies:
+            # A session that the app has used without the client's cookies is not the client's.
+            authorized = request.authorized or request.has_any(declared(self.scope).credentials - {"cookie"})
+        if authorized or request.unknown_beyond(self._varies.names) is not None:
             return False
         return self.status < 500 and self.status not in ABOUT_THE_CLIENT and self.status != 206
 
     @property
     def varies_by(self) -> tuple[str, ...]:
         """The request fields in `Vary` that the URL was not yet known to vary by."""
-        return tuple(name for name in vary_of(self.headers) or () if name not in self._varies.names)
+        # Of the cookies, a run that lacks some has only those that are in the key.
+        known = {*self._varies.names, *(("cookie",) if self._lacks_cookies else ())}
+        return tuple(name for name in vary_of(self.headers) or () if name not in known)
 
     def is_about(self, request: Request) -> bool:
         """Return whether another request for the same URL would get such a response, too."""
@@ -174,8 +183,8 @@ class CapturedResponse:
     def conditional(self, headers: Headers) -> Headers:
         """Return the request's fields with the cache's own conditions instead of the client's (RFC 9111 4.3.1).
 
-        The app must send a response that others can use, and swr answers the client's conditions from it. The fields
-        lack the cookies that do not matter by a rule.
+        The app must send a response that others can use, and swr answers the client's conditions from it. The result
+        lacks the cookies that the rule does not name. A request for a range keeps its conditions.
         """
         headers = self._request.withhold_cookies(headers)
         if self.is_range:
@@ -205,6 +214,9 @@ class CapturedResponse:
             self.verdict = self._judge(status, headers, began)
             if message.get("trailers") and self.verdict.reason != "too large":
                 self.verdict = Verdict(None, "trailers")
+        if self.verdict.policy is not None and self._request.shows_cookies and not self.is_replay:
+            self._config.shareable[self._request.key] = True
+            self.verdict = Verdict(None, "cookie")
 
     def _confirm(self, base: StoredResponse, headers: Headers, began: float) -> None:
         """Update the header of the stored response with that of the 304 (RFC 9111 4.3.4)."""
@@ -253,7 +265,9 @@ class CapturedResponse:
             tags=(*request.tags, *(request.group_tag(group) for group in groups), *kept),
             declared=tuple(names),
         )
-        verdict = add_names(self._with_seen(_for_reader(verdict, by_field)), self._varies.named(began))
+        verdict = add_names(
+            with_seen(for_reader(verdict, by_field), request, reads_of(self.scope)), self._varies.named(began)
+        )
         is_hidden = not asked.is_complete
         if self._terms.terms is not None:
             is_hidden = is_hidden or not answers(self.scope, self._terms.endpoint)
@@ -305,17 +319,17 @@ class CapturedResponse:
         reads = reads_of(self.scope, request.outer)
         if terms is not None and terms.per_credential and request.credentials:
             return self._why_seen(verdict, reads.names) or why_outer(self._config, admission)
-        if self._terms.terms is not None and not calls(self.scope, self._terms.wrapper):
+        if self._terms.terms is not None and not (request.has_key or calls(self.scope, self._terms.wrapper)):
             # A decorator between the route and `@cache.response` may read anything, as a guard may.
-            return "" if request.has_key else "route"
+            return "route"
         if reason := self._why_seen(verdict, reads.by_middleware) or why_outer(self._config, admission):
             return reason
-        if asked.guard_fields is None or asked.looking:
-            return "" if request.has_key else asked.looking or "guard"
+        if (asked.guard_fields is None or asked.looking) and not request.has_key:
+            return asked.looking or "guard"
         if reason := self._why_seen(verdict, reads_of(self.scope).by_route):
             return reason
         # Under a rule, the fields that guards read select the response.
-        return "guard" if self._terms.terms is not None and request.has_any(asked.guard_fields) else ""
+        return "guard" if self._terms.terms is not None and request.has_any(asked.guard_fields or ()) else ""
 
     def _why_seen(self, verdict: Verdict, names: Collection[str]) -> str:
         """Return a part of the request that the app has read and that does not select the response; empty: none.
@@ -324,27 +338,17 @@ class CapturedResponse:
             verdict: the verdict on the response.
             names: the parts that the app has read; see `Reads`.
         """
-        if verdict.own_terms or self._request.has_key:
+        if verdict.own_terms:
             return ""
-        # If a credential selects, only values that middleware around swr has set can still make a difference.
-        names = {*names} & {*self._request.outer} if verdict.per_credential and self._request.credentials else names
-        for name in sorted(names, key=lambda name: (name != ALL_FIELDS, name)):
+        names = beside_credential(names) if verdict.per_credential and self._request.credentials else names
+        for name in sorted(self._request.own_keys.uncovered(names), key=lambda name: (name != ALL_FIELDS, name)):
             if name in (ADDRESS, ALL_FIELDS) or not self._request.knows(name, {*verdict.vary, *verdict.ignores}):
                 return self._config.why_read(name, self.scope["path"])
         return ""
 
-    def _with_seen(self, verdict: Verdict) -> Verdict:
-        """Return the verdict; fields in `SELECTING_IF_SEEN` that the app has read now select, too."""
-        if verdict.policy is None or verdict.own_terms or self._request.has_key:
-            return verdict
-        known = {*verdict.vary, *verdict.ignores}
-        seen = reads_of(self.scope).names & SELECTING_IF_SEEN
-        seen = {form for name in seen if not self._request.knows(name, known) for form in (name, EXACTLY + name)}
-        return verdict._replace(vary=tuple(sorted({*verdict.vary, *seen})))
-
     def why_late(self) -> str:
         """Return why swr must not store the response after what the app has read during its body; empty: swr may."""
-        if not self.authorized and not self.verdict.shared and is_personal(self.scope):
+        if not self.verdict.shared and is_personal(self.scope):
             return "session"
         return self._why_seen(self.verdict, names_read_late(self.scope))
 
@@ -391,10 +395,3 @@ class CapturedResponse:
         confirmed = self.base if self.kind is Kind.CONFIRMATION else None
         body = b"".join(self._body) if confirmed is None else confirmed.body
         return as_stored(self.status, self.headers, body, self.verdict)
-
-
-def _for_reader(verdict: Verdict, by_field: bool) -> Verdict:
-    """Return the verdict; its reason "authorization" becomes "session" for a request without credentials."""
-    if by_field or verdict.reason != "authorization":
-        return verdict
-    return verdict._replace(reason="session")

@@ -78,6 +78,8 @@ class Config:
         variants: which variants of a URL are stored.
         uncacheable: responses that swr could not store lately; see `note_uncacheable` and `why_uncacheable`.
         guarded: keys of URLs whose endpoint has lately used the cache after its dependencies.
+        shareable: whether a response to a URL has lately been for all clients, by key. True follows a run that saw all
+            cookies of one client. False follows a run that lacked some and came to nothing.
         refreshing: keys for which swr has lately begun a background refresh that runs the dependencies, too.
         app_state: returns the state of the app's lifespan, which background runs get.
         selection: what selects responses.
@@ -101,6 +103,7 @@ class Config:
     variants: Variants
     uncacheable: TTLCache[str, Uncacheable]
     guarded: TTLCache[str, bool]
+    shareable: TTLCache[str, bool]
     refreshing: TTLCache[str, bool]
     app_state: Callable[[], dict[str, Any]]
     selection: Selection
@@ -204,7 +207,8 @@ class Config:
 
     def miss_status(self, key: str, request: Request, why: bytes) -> bytes:
         """Return the member of `Cache-Status` for a miss, with the reason why it is not stored, if known."""
-        reason = self.why_uncacheable(key, request)
+        reason = request.result.not_stored or self.why_uncacheable(key, request)
+        why = b"bypass" if reason.startswith("field ") else why
         return b'swr; fwd=%b; detail="%b"' % (why, reason.encode()) if reason else b"swr; fwd=%b" % why
 
     def note_uncacheable(self, key: str, request: Request, found: Uncacheable) -> None:
@@ -300,7 +304,7 @@ def make_config(
         ConfigurationError: an option cannot work.
     """
     if not isinstance(cache, Cache):
-        raise ConfigurationError(f"cache={cache!r} is not a swr.Cache")
+        raise ConfigurationError(f"cache={cache!r}: give a swr.Cache")
     if cookies not in ("private", "rfc9111"):
         raise ConfigurationError(f'cookies={cookies!r}: give "private" or "rfc9111"')
     if isinstance(rules, Rule):
@@ -309,18 +313,18 @@ def make_config(
         if not isinstance(rule, Rule):
             raise ConfigurationError(f"rules holds {rule!r}: every rule is a swr.middleware.Rule")
     if not isinstance(max_body_bytes, int) or max_body_bytes < 0:
-        raise ConfigurationError(f"max_body_bytes={max_body_bytes!r} is not a number of bytes, 0 or more")
+        raise ConfigurationError(f"max_body_bytes={max_body_bytes!r}: give a number of bytes, 0 or more")
     if not isinstance(max_content_bytes, int) or max_content_bytes < 0:
-        raise ConfigurationError(f"max_content_bytes={max_content_bytes!r} is not a number of bytes, 0 or more")
+        raise ConfigurationError(f"max_content_bytes={max_content_bytes!r}: give a number of bytes, 0 or more")
     if not isinstance(max_variants, int) or not 1 <= max_variants <= MOST_VARIANTS:
-        raise ConfigurationError(f"max_variants={max_variants!r} is not a number, from 1 to {MOST_VARIANTS}")
+        raise ConfigurationError(f"max_variants={max_variants!r}: give a number from 1 to {MOST_VARIANTS}")
     if isinstance(request_directives, str) or not set(request_directives) <= REQUEST_DIRECTIVES:
         known = ", ".join(sorted(REQUEST_DIRECTIVES))
         raise ConfigurationError(f"request_directives={request_directives!r}: give a collection of: {known}")
     if not isinstance(heuristic, (int, float)) or not 0 <= heuristic <= 1:
-        raise ConfigurationError(f"heuristic={heuristic!r} is not a fraction, from 0 to 1")
+        raise ConfigurationError(f"heuristic={heuristic!r}: give a fraction from 0 to 1")
     if key is not None and not callable(key):
-        raise ConfigurationError(f"key={key!r} is not a function that takes the scope")
+        raise ConfigurationError(f"key={key!r}: give a function that takes the scope")
     if not isinstance(version, str) or not version.isprintable():
         raise ConfigurationError(f"version={version!r} must be text without line breaks, such as the name of a release")
     ignored = frozenset(name.encode() for name in field_names(ignore_fields, "ignore_fields"))
@@ -350,6 +354,7 @@ def make_config(
         Deadlines(engine.runtime, timeout(max_body_time, "max_body_time")),
         Deadlines(engine.runtime, _UNWATCHED_FOR),
         Variants(max_variants),
+        TTLCache(_MOST_UNCACHEABLE, _UNCACHEABLE_FOR, timer=engine.clock),
         TTLCache(_MOST_UNCACHEABLE, _UNCACHEABLE_FOR, timer=engine.clock),
         TTLCache(_MOST_UNCACHEABLE, _UNCACHEABLE_FOR, timer=engine.clock),
         TTLCache(_MOST_UNCACHEABLE, _NEXT_REFRESH_AFTER, timer=engine.clock),

@@ -111,7 +111,7 @@ class Bearer:
 
 
 def _network_of(client: Any) -> str:
-    """Return the address of a client; for IPv6 its network, because one client may have all addresses of that."""
+    """Return the address of a client; for IPv6 its network, because one client may have all addresses in it."""
     host = str(client[0] or "") if client else ""
     try:
         address = ipaddress.ip_address(host)

@@ -9,7 +9,7 @@ from starlette.types import Receive, Send
 from swr.core.decision import FRESH, Revalidate, decide, is_fresh
 from swr.engine.flights import Flight
 from swr.entry import Entry, State
-from swr.errors import LoadTimeout, SWRError
+from swr.errors import SWRError
 from swr.http.classify import ADMITTING, CONTENT, OFF, Action, Handling, Miss, Reason, classify, classify_miss
 from swr.http.failures import ErrorResponse, has_timed_out
 from swr.http.stored_response import Varies, answers_range, is_response
@@ -23,6 +23,7 @@ from swr.middleware.outbox import Outbox
 from swr.middleware.passthrough import Unsafe, bypass, head
 from swr.middleware.request import Request
 from swr.middleware.results import tell
+from swr.middleware.retrying import blames_client
 from swr.policy import Timeout
 from swr.stats.counts import Layer
 
@@ -228,7 +229,11 @@ class RequestHandler:
             key, entry = request.range_key(key), None
         # The lookup may have read the local cache alone, so the cache may not be open on this event loop.
         await self._engine.ready()
-        outbox = Outbox(self._receive)
+        is_shareable = self._config.shareable.get(request.key)
+        if request.hides_cookies and (is_shareable is False or (request.authorized and not is_shareable)):
+            # The response is probably for this client alone.
+            request.hides_cookies, request.shows_cookies = False, True
+        outbox = Outbox(self._receive, is_holding=request.hides_cookies)
         job = Capture(self._config, request, outbox, found.varies, why)
         refuse_second(self._config.cache, key, request)
         flight = self._engine.begin(key, job, entry)
@@ -236,6 +241,8 @@ class RequestHandler:
         delivery = Delivery(self._config, flight, job, soft_timeout, lambda: self._usable_fallback(flight) is not None)
         is_answered = await delivery.deliver(self._send)
         request.result.origin = flight.job.loader
+        if request.hides_cookies and job.is_begun and not outbox.is_begun:
+            self._config.shareable[request.key] = False
         if not is_answered:
             await self._answer_nobody(outbox, why)
             return True
@@ -293,7 +300,7 @@ class RequestHandler:
             self._engine.refresh_soon(flight.key, job, fallback, forced=True)
 
     def _may_retry(self) -> bool:
-        """Return True the first time only, so that a request is looked up at most once more for a useless load."""
+        """Return True only the first time: loads that bring nothing for this request cause at most one more lookup."""
         may_retry, self._has_retried = not self._has_retried, True
         return may_retry
 
@@ -323,13 +330,15 @@ class RequestHandler:
             if flight.must_be_repeated and self._engine.fallback(flight, error) is None:
                 return None
             fallback = self._usable_fallback(flight, error)
-            if fallback is None and not is_own and self._blames_client(flight, error) and self._may_retry():
+            if fallback is None and not is_own and blames_client(request, flight, error) and self._may_retry():
                 return None
             outcome = await self._answer_failure(flight, error, why, fallback, is_own=is_own)
             if outcome is not None:
                 return outcome
-        elif isinstance(flight.job, Capture) and (
-            flight.job.is_stored_elsewhere or (not flight.job.response.is_about(request) and self._may_retry())
+        elif (
+            not is_own
+            and isinstance(flight.job, Capture)
+            and (flight.job.is_stored_elsewhere or (not flight.job.response.is_about(request) and self._may_retry()))
         ):
             return None
         # The result does not answer this request: it may be for the client alone that caused the load.
@@ -339,18 +348,6 @@ class RequestHandler:
         await bypass(self._config, request, self._receive, send, status, admission=admission)
         return "another request's load brought no answer for this one; the app answered"
 
-    def _blames_client(self, flight: Flight, error: BaseException) -> bool:
-        """Return whether a run of the app may have failed because of the client that caused it.
-
-        A time-out has cost the waiting clients much time. After one, only a request with other fields or from another
-        address is worth another run.
-        """
-        job = flight.job
-        if not isinstance(job, Capture) or job.error is not error:
-            return False
-        is_timeout = isinstance(error, LoadTimeout) or (isinstance(error, ErrorResponse) and error.status == 504)
-        return not is_timeout or job.sender not in (None, self._request.sender)
-
     def _usable_fallback(self, flight: Flight, error: BaseException | None = None) -> Entry[Any] | None:
         """Return the entry that may answer this request after a failed load or a soft time-out, or None."""
         fallback = self._engine.fallback(flight, error)
@@ -359,7 +356,7 @@ class RequestHandler:
     async def _answer_failure(
         self, flight: Flight, error: BaseException, why: bytes, fallback: Entry[Any] | None, *, is_own: bool
     ) -> str | None:
-        """Answer after a failed load, or with `fallback`; return how, for the log, or None if the app must answer.
+        """Answer after a failed load, if possible with `fallback`. Return how, for the log; None: the app must answer.
 
         Raises:
             BaseException: the failure, if it is neither the middleware's time-out nor an answer of the app.
@@ -372,6 +369,9 @@ class RequestHandler:
         if is_timeout:
             await send_empty(self._send, 504, b'swr; fwd=%b; detail="timeout"' % why)
             return "failed (LoadTimeout), answered 504"
+        if is_own and self._request.hides_cookies:
+            # The app may have failed because it lacked a cookie.
+            return None
         if not isinstance(error, ErrorResponse):
             if not is_own and isinstance(flight.job, Capture) and flight.job.response.depends_on_client:
                 return None

@@ -33,6 +33,10 @@ def begin_run(request: Request, receive: Receive) -> tuple[Scope, Receive]:
     """
     if request.has_run:
         request.forget_run()
+        session = request.scope.get("session")
+        if isinstance(session, dict) and not request.authorized:
+            # It was empty before the first run. The session's own method would mark it as changed.
+            dict.clear(session)
         receive = begin_with(request.content_message, receive)
     request.has_run = True
     return request.scope, receive

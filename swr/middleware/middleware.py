@@ -8,29 +8,23 @@ from typing import Any, Literal
 from starlette.types import Message, Receive, Scope, Send
 
 from swr.cache import Cache
-from swr.core.decision import is_fresh
 from swr.engine.background import InUse
-from swr.entry import State
 from swr.events import Answered
 from swr.http.caching import HONOURED
 from swr.http.classify import Action, RequestFacts, classify
-from swr.http.clients import Told
-from swr.http.request import URL, is_below, is_long, plain_url, shown, url_key
-from swr.http.stored_response import StoredResponse, make_ready
+from swr.http.request import is_below, plain_url
 from swr.middleware.config import make_config, warn_if_one_of_several
 from swr.middleware.content import read_request
 from swr.middleware.handler import RequestHandler
-from swr.middleware.messages import REFRESHES_ALREADY, without_fields
+from swr.middleware.messages import without_fields
 from swr.middleware.observed import observed
 from swr.middleware.passthrough import pass_through
 from swr.middleware.purging import purge
+from swr.middleware.ready import ReadySlots
 from swr.middleware.request import Request
-from swr.middleware.rules import Rule, first_match
-from swr.middleware.telling import told_of
+from swr.middleware.rules import Rule
 from swr.middleware.usual import Usual
 from swr.policy import Duration
-from swr.stats.counts import Layer
-from swr.stores.local import Slot
 
 __all__ = ["Rule", "SWRMiddleware"]
 
@@ -66,9 +60,9 @@ class SWRMiddleware:
         hard_timeout: how long the app may take for a response that others may get, its body included. After that swr
             cancels the run, and serves the stored response or answers 504. None: ten times the cache's `lease_for`.
             A response that passes through has no limit. A rule or `@cache.response` may set another limit.
-        ignore_fields: request fields that no response depends on, beside those that swr knows as harmless; see *Who
+        ignore_fields: request fields that no response depends on, besides those that swr knows as harmless; see *Who
             gets whose answer?* in the documentation.
-        key: a function of the scope that returns what selects a response beside the request itself, such as a tenant
+        key: a function of the scope that returns what selects a response besides the request itself, such as a tenant
             in `scope["state"]`. It returns a string, a number, a date, a UUID or a tuple of these.
         version: the version of the app, such as its release. Processes of another version that share the cache
             have responses of their own; invalidations reach those of every version. Two apps that share a cache and
@@ -136,21 +130,22 @@ class SWRMiddleware:
             ambient=lambda: self._usual.context,
         )
         # Background runs get the state of the lifespan, and nothing that other middleware has set for one client.
-        self._usual = Usual(self.config.selection.outer, copy_context())
+        self._usual = Usual(self.config.selection.outer, copy_context(), self.config.selection.ignored)
         self.app = app
         self.cache = cache
         self._engine = cache.engine
         self._local = cache.local
-        self._aliases = cache.local.aliases_of(version)
-        self._version = version
         self._events = cache.engine.events
         self._rules = self.config.rules.of_get
         self._shows_key = show_key
-        # Whether the URL as it was sent identifies the answer, so that the fast path below may use it.
-        self._plain = (
-            not show_key and key is None and not any(rule.reads_query or rule.key is not None for rule in self._rules)
+        if cookies == "rfc9111" and all(rule.cookies is None for rule in self._rules):
+            self._usual.ignored.add(b"cookie")
+        # Whether the request as it was sent identifies the answer, so that the fast path below may use it.
+        self._plain = not show_key and key is None and all(rule.key is None for rule in self._rules)
+        self._ready = ReadySlots(
+            cache.engine, cache.local, self._rules, self.config.selection, self.config.variants.use
         )
-        self._digest = cache.digest
+        self._slots = self._ready.slots
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one request, or handle the lifespan; other connections go to the app."""
@@ -158,15 +153,15 @@ class SWRMiddleware:
             # The fast path of a hit: lookup, `decide` and `messages_of` in as few steps as possible. As long as the
             # ready messages are valid, at most a second, swr finds them by the URL as it was sent, without a key.
             url, condition = plain_url(scope, self._usual)
-            slot = self._aliases.get(url)
+            slot = self._slots.get(url)
             if slot is None or (now := self._local.clock.time()) >= slot.fresh_until or now >= slot.trust.until:
-                slot = self._ready(url, condition) if url is not None else None
+                slot = self._ready.find(url, condition, scope["headers"]) if url is not None else None
             if slot is not None:
                 slot.is_used, ready = True, slot.ready
                 if condition is None:
                     slot.hits.l1 += 1
                     if self._events.reads:
-                        self._tell(url, slot, slot.value.status)
+                        self._ready.tell(url, slot, slot.value.status)
                     stored, headers = slot.value, ready.headers.copy()
                     await send({"type": "http.response.start", "status": stored.status, "headers": headers})
                     await send({"type": "http.response.body", "body": stored.body})
@@ -174,7 +169,7 @@ class SWRMiddleware:
                 if condition == ready.etag:
                     slot.hits.l1 += 1
                     if self._events.reads:
-                        self._tell(url, slot, 304)
+                        self._ready.tell(url, slot, 304)
                     await send({"type": "http.response.start", "status": 304, "headers": ready.brief.copy()})
                     await send({"type": "http.response.body", "body": b""})
                     return
@@ -208,45 +203,6 @@ class SWRMiddleware:
     async def _run_app(self, scope: Scope, receive: Receive, send: Send) -> None:
         # Look the attribute up for each request, because instrumentation may replace it.
         await self.app(scope, receive, send)
-
-    def _ready(self, url: URL, condition: bytes | None) -> Slot | None:
-        """Make the messages of a URL ready and return its slot; None if its response cannot be sent as it is."""
-        key = url_key(url, self._digest, self._version)
-        slot = self._local.get(key)
-        now = self._local.clock.time()
-        if slot is None or now >= slot.trust.until or type(slot.value) is not StoredResponse or slot.value.validate:
-            return None
-        if is_fresh(slot.entry, now):
-            slot.ready = make_ready(slot.entry, now, self._told(url, slot.value), slot.ready)
-            slot.fresh_until, slot.hits = slot.ready.until, slot.origin.tally.fresh
-            if not is_long(url):
-                self._local.alias(slot, url, self._aliases)
-            return slot
-        # While a refresh is under way or the key backs off, a stale hit can use ready messages, too.
-        if now < slot.entry.stale_until and self._engine.backs_off(key):
-            if slot.ready is None or now >= slot.ready.until:
-                slot.ready = make_ready(slot.entry, now, self._told(url, slot.value), slot.ready)
-            slot.hits = slot.origin.tally.stale
-            if condition in (None, slot.ready.etag):
-                self._engine.publish_read(key, slot.entry, State.STALE, None, Layer.L1)
-            if log.isEnabledFor(logging.DEBUG):
-                log.debug("GET %r: answer (stale) from the local cache; %s", shown(url), REFRESHES_ALREADY)
-            return slot
-        return None
-
-    def _told(self, url: URL, stored: StoredResponse) -> Told | None:
-        """Return what to tell clients about a response in the fast path, which is used only without `key=`."""
-        rule, _ = first_match(self._rules, url[3], url[2])
-        return told_of(stored, rule, has_key=False)
-
-    def _tell(self, url: URL | None, slot: Slot, status: int) -> None:
-        """Publish the events of a ready answer; `_ready` has already published the read of a stale one."""
-        assert url is not None
-        key, state = url_key(url, self._digest, self._version), State.STALE
-        if slot.hits is slot.origin.tally.fresh:
-            state = State.FRESH
-            self._engine.publish_read(key, slot.entry, state, None, Layer.L1)
-        self._events.publish(Answered, "GET", key, state.value, "l1", status, "hit", None)
 
     # -- lifespan ---------------------------------------------------------------------------------------------
 

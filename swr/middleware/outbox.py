@@ -27,15 +27,19 @@ class Outbox:
 
     Parameters:
         receive: the client's `receive`; None: a background run, which has no client.
+        is_holding: whether to hold all messages until `release`. If the response passes through instead, the client
+            gets none of them.
     """
 
     __slots__ = (
+        "_held",
         "_is_closed",
         "_is_listening",
         "_lock",
         "_may_hear",
         "_messages",
         "_receive",
+        "_released",
         "_send",
         "_taken",
         "_unread",
@@ -48,7 +52,7 @@ class Outbox:
         "is_passing",
     )
 
-    def __init__(self, receive: Receive | None = None) -> None:
+    def __init__(self, receive: Receive | None = None, *, is_holding: bool = False) -> None:
         self._receive = receive
         self._send: Send | None = None
         # The client's messages that `watch` has read for the app.
@@ -56,6 +60,11 @@ class Outbox:
         # Servers allow one call of `receive` at a time.
         self._lock: anyio.Lock | None = None
         self._messages: deque[Message] = deque()
+        # The held messages, and whether messages go out at once.
+        self._held: list[Message] = []
+        self._released = OneShotEvent()
+        if not is_holding:
+            self._released.set()
         self._woken, self._taken = OneShotEvent(), OneShotEvent()
         # Set when the app may learn that its client has left, because no other request waits for the run.
         self._may_hear = OneShotEvent()
@@ -78,14 +87,29 @@ class Outbox:
         """Return whether the client still waits for messages of the run."""
         return self.is_attached and not self._is_closed
 
+    @property
+    def is_holding(self) -> bool:
+        """Return whether the client gets the response only once it is stored."""
+        return not self._released.is_set()
+
     def pass_through(self) -> None:
         """Note that the response is for this client only, from now on."""
         self.is_passing = True
+        if self.is_holding:
+            self.hold_back()
         self.let_hear()
 
     def let_hear(self) -> None:
         """Let the app learn that its client has left or has its whole answer: no other request waits for the run."""
         self._may_hear.set()
+
+    def release(self) -> None:
+        """Send the held messages, and let the app learn that its client has left: the response is stored."""
+        self._released.set()
+        for message in self._held:
+            self._add(message)
+        self._held.clear()
+        self.let_hear()
 
     async def put_whole(self, start: Message) -> None:
         """Add an answer without a body, and drop all later messages: the rest of the run is for the store."""
@@ -94,8 +118,9 @@ class Outbox:
         self._is_closed = True
 
     def hold_back(self) -> None:
-        """Drop all later messages, because the client will get another answer."""
+        """Drop the held and all later messages, because the client will get another answer."""
         self.is_attached = False
+        self._held.clear()
 
     def detach(self) -> None:
         """Note that the client waits for the run no longer."""
@@ -144,14 +169,14 @@ class Outbox:
             Exception: the exception that `send` raised, once, if the response passes through.
         """
         if self.is_attached and self.error is None and not self._is_closed:
-            self.is_begun = self.is_begun or message["type"] == "http.response.start"
-            self.is_complete = self.is_complete or (message["type"] in _LAST and not message.get("more_body", False))
+            if self.is_holding:
+                self._held.append(message)
+                return
             if self.is_passing and not self._messages and self._send is not None:
+                self._note(message)
                 await self._send_now(self._send, message)
                 return
-            if not self._join(message):
-                self._messages.append(message)
-            self._woken.set()
+            self._add(message)
             if wait or self.is_passing:
                 await self.drain()
         if self.is_passing and self.error is not None:
@@ -162,6 +187,16 @@ class Outbox:
             finally:
                 # The traceback refers to this frame and so to the whole run. A reference cycle would keep it in memory.
                 del error
+
+    def _note(self, message: Message) -> None:
+        self.is_begun = self.is_begun or message["type"] == "http.response.start"
+        self.is_complete = self.is_complete or (message["type"] in _LAST and not message.get("more_body", False))
+
+    def _add(self, message: Message) -> None:
+        self._note(message)
+        if not self._join(message):
+            self._messages.append(message)
+        self._woken.set()
 
     def _join(self, message: Message) -> bool:
         """Join a short piece to the last one and return True; not to the first one, which `deliver` may be sending."""

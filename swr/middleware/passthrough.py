@@ -101,7 +101,7 @@ async def head(
 
     async def on_start(message: Message) -> None:
         # The app has seen all cookies, also those that the key ignores, so its answer may be for this client alone.
-        if message["status"] != 200 or entry is None or request.has_other_cookies:
+        if message["status"] != 200 or entry is None or request.hides_cookies:
             return
         headers = [(bytes(name), bytes(value)) for name, value in message.get("headers", ())]
         is_described = describes(headers, entry.value.headers)
@@ -255,7 +255,7 @@ class Unsafe:
             return
         has_cookie = config.sharing.cookies_private and b"cookie" in request.fields
         # The app has seen all cookies, also those that the key ignores.
-        if has_cookie and (not request.key_cookies() or request.has_other_cookies):
+        if has_cookie and (not request.key_cookies() or request.hides_cookies):
             return
         route = declared(self._scope)
         if request.is_too_long or request.unknown or request.authorized or is_personal(self._scope):
@@ -265,7 +265,9 @@ class Unsafe:
         if route.fields or not route.is_complete or request.is_apart or (rule is not None and rule.left_out(route)):
             return
         verdict = _judged(config, request, status, headers, self._snapshot, request.tags)
-        if verdict.policy is not None and verdict.policy.fresh_for > 0 and not verdict.vary and not verdict.tags_of:
+        # swr notes no reads of such a run. So the response itself must say that it is for others.
+        is_for_all = verdict.own_terms and not verdict.vary and not verdict.tags_of
+        if verdict.policy is not None and verdict.policy.fresh_for > 0 and is_for_all:
             self._verdict, self._headers, self._status = verdict, headers, status
 
     async def _on_body(self, message: Message) -> None:

@@ -6,7 +6,7 @@ from typing import Any, Final
 from starlette.types import Message, Scope
 
 from swr.endpoints.declared import QUERY
-from swr.endpoints.outer import names_left_in
+from swr.endpoints.outer import known_guest, names_left_in, selecting_values
 from swr.endpoints.routed_scope import unnoticed
 from swr.http.caching import REQUEST_DIRECTIVES, SharingRules, Terms, limits
 from swr.http.classify import RequestFacts
@@ -20,9 +20,10 @@ from swr.http.request_fields import (
     field_class,
     names_method,
 )
-from swr.http.selecting import may_select, selecting_text
+from swr.http.selecting import may_select, variant_key
+from swr.middleware.own_keys import OwnKeys
 from swr.middleware.result import Problem, Result
-from swr.middleware.rules import Rule, first_match, text_of_key
+from swr.middleware.rules import Rule, first_match
 from swr.middleware.selection import Selection, is_personal
 from swr.middleware.tagged import Tagged
 from swr.policy import NO_LIMITS, Limits
@@ -53,7 +54,6 @@ class Request(Tagged):
     __slots__ = (
         "_cookies",
         "_matched",
-        "_replayed_state",
         "_selecting_fields",
         "_selection",
         "_url_keys",
@@ -62,14 +62,16 @@ class Request(Tagged):
         "content",
         "content_problem",
         "credentials",
-        "has_other_cookies",
         "has_run",
+        "hides_cookies",
         "is_too_long",
         "key",
         "method",
         "outer",
+        "own_keys",
         "result",
         "scope",
+        "shows_cookies",
         "unknown",
     )
 
@@ -98,8 +100,8 @@ class Request(Tagged):
         # Whether the app has begun to answer the client.
         self.has_run = False
         self._cookies = ""
-        # Whether the request has cookies that its rule does not name.
-        self.has_other_cookies = False
+        # Whether the request has cookies that its rule does not name, and a load hides them; or shows them.
+        self.hides_cookies = self.shows_cookies = False
         self._selecting_fields: list[tuple[bytes, bytes]] = []
         # The values of the fields that swr does not know.
         self.unknown: dict[str, list[bytes]] = {}
@@ -109,9 +111,10 @@ class Request(Tagged):
         self._has_long_target = is_too_long([], self._asked["path"], self._asked["query_string"])
         self._read_fields()
         rule = self.find_rule() if any(rule.key is not None for rule in rules) else None
-        keys = [key for key in (selection.key, None if rule is None else rule.key) if key is not None]
-        # The names of what middleware around swr has set. They are part of the key, unless `key=` says what selects.
-        self.outer = () if keys else selection.outer(self._asked)
+        functions = [key for key in (selection.key, None if rule is None else rule.key) if key is not None]
+        self.own_keys = OwnKeys(functions, self._asked)
+        # The names of what middleware around swr has set. They are part of the key, except those that `key=` covers.
+        self.outer = self.own_keys.beyond(selection.outer(self._asked))
         query = self._asked["query_string"]
         rule = self.find_rule() if self._reads_query and query and not self._has_long_target else None
         self._query: bytes = query if rule is None else rule.keyed_query(query)
@@ -125,13 +128,11 @@ class Request(Tagged):
         )
         fields = chained(self._selecting_fields)
         # `key_cookies` and `take_content` append to the key.
-        self.key = url_key((*url, with_outer(fields, self.outer)), selection.digest, selection.version)
-        without = url_key((*url, fields), selection.digest, selection.version) if self.outer else self.key
+        names = (*self.outer, *selecting_values(self._asked))
+        self.key = url_key((*url, with_outer(fields, names)), selection.digest, selection.version)
+        without = url_key((*url, fields), selection.digest, selection.version) if names else self.key
         self._url_keys = self.key, without
-        # `key=` may read the state, so a background run gets the same state.
-        self._replayed_state: dict[str, Any] | None = dict(scope.get("state", {})) if keys else None
-        for function in keys:
-            self.key = f"{self.key}\nkey: {selection.digest(text_of_key(function, scope))}"
+        self.key += self.own_keys.text(scope, selection.digest)
 
     def _read_fields(self) -> None:
         """Sort the fields by their classes."""
@@ -173,7 +174,7 @@ class Request(Tagged):
     @property
     def has_key(self) -> bool:
         """Return whether a `key=` of the middleware or of the rule adds to what selects a response."""
-        return self._replayed_state is not None
+        return bool(self.own_keys.functions)
 
     @property
     def sender(self) -> tuple[Headers, str]:
@@ -325,7 +326,7 @@ class Request(Tagged):
         pairs = self.fields.get(b"cookie", b"").decode("latin-1").split(";")
         # Keep their order: which of two cookies with the same name counts depends on the app.
         named = [pair.strip() for pair in pairs if pair.partition("=")[0].strip() in rule.cookies]
-        self.has_other_cookies = len(named) < len(pairs)
+        self.hides_cookies = len(named) < len(pairs)
         if named:
             self._cookies = "; ".join(named)
             self.key = f"{self.key}\ncookie: {self._selection.digest(self._cookies.encode('latin-1'))}"
@@ -333,7 +334,7 @@ class Request(Tagged):
 
     def withhold_cookies(self, headers: Headers) -> Headers:
         """Return the fields without the cookies that the rule does not name."""
-        if not self.has_other_cookies:
+        if not self.hides_cookies:
             return headers
         rest = [(name, value) for name, value in headers if name != b"cookie"]
         return [*rest, (b"cookie", self._cookies.encode("latin-1"))] if self._cookies else rest
@@ -342,10 +343,8 @@ class Request(Tagged):
         """Return the key of the response that this request selects if the URL varies by the fields `names`."""
         if not names:
             return self.key
-        headers, ignored = self._asked["headers"], self._selection.ignored
-        texts = (selecting_text(name, headers, self.credentials, ignored) for name in names)
-        selecting = "\n".join(map("{}: {}".format, names, texts))
-        return f"{self.key}\nvary: {self._selection.digest(selecting.encode('latin-1'))}"
+        headers, selection = self._asked["headers"], self._selection
+        return variant_key(self.key, names, headers, self.credentials, selection.ignored, selection.digest)
 
     def forget_run(self) -> None:
         """Replace the scope by a copy without anything that a run of the app has left in it."""
@@ -357,7 +356,7 @@ class Request(Tagged):
         If `key=` or the client's credentials select the response, the key also covers the client's address and the
         fields that swr ignores.
         """
-        left = names_left_in(self._asked) if self.has_key else ()
+        left = (*names_left_in(self._asked), *self.own_keys.parts) if self.has_key else ()
         scope: Scope = {name: self._asked[name] for name in (*_REPLAYED, *left) if name in self._asked}
         credentials = self.credentials_in(names)
         covers_client = self.has_key or (ALL_CREDENTIALS in names and bool(credentials))
@@ -372,10 +371,10 @@ class Request(Tagged):
         if self._cookies and b"cookie" not in wanted:
             headers.append((b"cookie", self._cookies.encode("latin-1")))
         client = self._asked.get("client") if covers_client else None
-        state = state if self._replayed_state is None else self._replayed_state
+        state = state if self.own_keys.state is None else self.own_keys.state
         method = "GET" if self.content is None else self.method
         scope.update(method=method, query_string=self._query, headers=headers, client=client)
-        return {**scope, "state": dict(state), "extensions": {}}
+        return {**scope, **known_guest(self._asked), "state": dict(state), "extensions": {}}
 
     def _is_ignored(self, field: bytes) -> bool:
         """Return whether a field selects nothing unless `key=` reads it."""

@@ -19,7 +19,7 @@ from swr.http.caching import Terms
 from swr.http.clients import Told
 from swr.http.content import Content
 from swr.http.request import is_ambiguous
-from swr.http.request_fields import field_names
+from swr.http.request_fields import ALL_CREDENTIALS, EXACTLY, field_names
 from swr.loaders.calling import TagsOf, tags_or_function
 from swr.policy import Duration, Policy, seconds, timeout, timeout_or_auto
 
@@ -55,7 +55,7 @@ class Rule:
             `lambda content, group: ...`. If the function raises, swr does not store the response.
         override: whether the rule takes precedence over the response's own directives. `no-store`, `private`,
             `no-cache`, `Set-Cookie` and `Vary: *` always win.
-        vary: request fields that the responses depend on, beside those that they name in `Vary`.
+        vary: request fields that the responses depend on, besides those that they name in `Vary`.
         sort_query: whether the order of the query's parameters does not matter; parameters with the same name always
             keep their order.
         keep_params: the query parameters that matter; `*` matches any text, as in "filter_*". None: all.
@@ -65,11 +65,12 @@ class Rule:
             its responses only if `drop_params` names the parameter. If either leaves out a key (`APIKeyQuery`), swr
             does not store them.
         cookies: the cookies that the response depends on. swr then answers a request with cookies from the cache as
-            if it had only these. A run of the app whose response may be stored sees only these. Without this option,
-            swr does not answer a request with cookies from the cache at all.
+            if it had only these. A run of the app whose response swr stores sees only these; if swr stores nothing, the
+            client gets the answer of a second run, which sees all. Without this option, swr does not answer a request
+            with cookies from the cache at all.
         hard_timeout: how long a load of these responses may run; instead of the middleware's.
-        ignore_fields: request fields that no response depends on, beside those that swr knows as harmless.
-        key: a function of the scope that returns what selects a response beside the request itself, such as a tenant
+        ignore_fields: request fields that no response depends on, besides those that swr knows as harmless.
+        key: a function of the scope that returns what selects a response besides the request itself, such as a tenant
             in `scope["state"]`. It returns a string, a number, a date, a UUID or a tuple of these.
         credentials: "private": requests with credentials get only responses that say they are for everybody. "vary":
             each credential has responses of its own. A revoked credential still gets them until they expire.
@@ -139,22 +140,27 @@ class Rule:
         for name in (name for tag in self._tags for name in tag.names):
             if name not in self._converters:
                 raise ConfigurationError(
-                    f"Rule({path!r}): the tags name {name!r}, which is not a parameter of the path"
+                    f"Rule({path!r}): the tags contain {{{name}}}, but the path has no such parameter"
                 )
         if isinstance(cookies, str):
             raise ConfigurationError(f"Rule({path!r}): cookies={cookies!r} is one string: give ({cookies!r},)")
         self.cookies = None if cookies is None else frozenset(cookies)
         self._override = override
-        self._vary = field_names(vary)
-        self._known = frozenset({*self._vary, *field_names(ignore_fields, "ignore_fields")})
+        self.vary = field_names(vary)
+        self._known = frozenset({*self.vary, *field_names(ignore_fields, "ignore_fields")})
         if key is not None and not callable(key):
-            raise ConfigurationError(f"Rule({path!r}): key={key!r} is not a function that takes the scope")
+            raise ConfigurationError(f"Rule({path!r}): key={key!r}: give a function that takes the scope")
         self.key = key
         if credentials not in ("private", "vary"):
             raise ConfigurationError(f'Rule({path!r}): credentials={credentials!r}: give "private" or "vary"')
-        self._per_credential = credentials == "vary"
+        self.is_per_credential = credentials == "vary"
+        # The names that select a response behind the dependencies of an endpoint; see `selecting_text`.
+        self.selecting = (
+            *(EXACTLY + name for name in self.vary),
+            *((ALL_CREDENTIALS,) if self.is_per_credential else ()),
+        )
         # The caching fields for clients if the app sets none. A rule without times has none either.
-        is_apart = key is not None or cookies is not None or self._per_credential
+        is_apart = key is not None or cookies is not None or self.is_per_credential
         self.told = Told(max_age, is_apart) if self._timed else None
         # A rule for a whole tree is not meant for health checks and the like; see `_MOMENTARY`.
         self._is_catch_all = any(type(converter).__name__ == "PathConvertor" for converter in self._converters.values())
@@ -167,7 +173,9 @@ class Rule:
         self._sort_query = sort_query
         self._keep_params = None if keep_params is None else _Names(keep_params)
         self._drop_params = _Names(drop_params)
-        self.reads_query = sort_query or keep_params is not None or bool(drop_params)
+        # Whether a parameter of the query may be left out of the key.
+        self.leaves_out = keep_params is not None or bool(drop_params)
+        self.reads_query = sort_query or self.leaves_out
 
     def keyed_query(self, query: bytes) -> bytes:
         """Return the part of a query that selects the response, in the order that the key uses."""
@@ -194,7 +202,9 @@ class Rule:
             is_kept = self._keep_params is None or name in self._keep_params
             if (is_dropped or not is_kept) if name in asked.keys else not (is_dropped or is_kept):
                 return name
-        return None if asked.names_parameters or self._keep_params is None else "*"
+        # A guard that takes the request may read any parameter, and refuse some clients by it.
+        has_names = asked.names_parameters and asked.guard_fields is not None and not asked.looking
+        return None if has_names or self._keep_params is None else "*"
 
     def match(self, path: str) -> dict[str, Any] | None:
         """Return the path's parameters if the rule applies, else None."""
@@ -224,7 +234,7 @@ class Rule:
     @property
     def separates(self) -> bool:
         """Return whether the rule keeps responses to one URL apart."""
-        return self.key is not None or bool(self._vary) or self._per_credential
+        return self.key is not None or bool(self.vary) or self.is_per_credential
 
     def matches(self, path: str) -> bool:
         """Return whether a path has the form of the rule's path, or is too long to find out."""
@@ -242,8 +252,8 @@ class Rule:
             policy.tagged(tags),
             self._timed,
             self._override,
-            self._vary,
-            per_credential=self._per_credential,
+            self.vary,
+            per_credential=self.is_per_credential,
             tags_of=None if self._tags_of is None else self._tags_of.bound(parameters),
         )
 
@@ -276,6 +286,8 @@ class RuleSet:
     def __init__(self, rules: Sequence[Rule]) -> None:
         self.of_get = [rule for rule in rules if "GET" in rule.methods]
         self._by_content = {method: [rule for rule in rules if method in rule.methods] for method in ("QUERY", "POST")}
+        # Whether a rule has more to say behind the dependencies of an endpoint than `Request.key` has.
+        self.count_behind = any(rule.selecting or rule.leaves_out for rule in rules)
         # Whether the rules for other methods than GET may select other parts of the query than those for GET.
         lists = [self.of_get, *self._by_content.values()]
         self._differs = any(rule.reads_query for rules in lists[1:] for rule in rules)

@@ -1,10 +1,11 @@
-"""The inputs beside a request's URL and fields that select its response: the operator's choices, and who asks."""
+"""The operator's choices, and who asks: besides the URL and the fields of a request, these select its response."""
 
 from collections.abc import Callable
 from typing import NamedTuple
 
 from starlette.types import Scope
 
+from swr.http.caching import Verdict
 from swr.http.request import Digest, digest_with, has_certificate
 
 
@@ -14,7 +15,7 @@ class Selection(NamedTuple):
     Parameters:
         ignored: the names of fields that no response depends on, lower case.
         digest: turns a value that selects into text that does not reveal the value.
-        key: returns what selects beside the request itself, from the scope; None: nothing does.
+        key: returns what selects besides the request itself, from the scope; None: nothing does.
         version: the version of the app; swr keeps the responses of each version apart.
         outer: returns the names of what middleware around swr has set for a request, as `outer_names` does.
     """
@@ -39,3 +40,10 @@ def is_personal(scope: Scope) -> bool:
     auth = scope.get("auth")
     has_scopes = bool(getattr(auth, "scopes", auth))
     return has_scopes or has_certificate(scope)
+
+
+def for_reader(verdict: Verdict, by_field: bool) -> Verdict:
+    """Return the verdict; its reason "authorization" becomes "session" for a request without credentials."""
+    if by_field or verdict.reason != "authorization":
+        return verdict
+    return verdict._replace(reason="session")

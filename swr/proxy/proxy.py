@@ -84,7 +84,7 @@ class Proxy:
         if self._client_limit <= 0:
             raise ConfigurationError(f"client_timeout={client_timeout!r} must be more than 0 seconds")
         if not isinstance(max_connections, int) or isinstance(max_connections, bool) or max_connections < 1:
-            raise ConfigurationError(f"max_connections={max_connections!r} is not a number, 1 or more")
+            raise ConfigurationError(f"max_connections={max_connections!r}: give a number, 1 or more")
         if not isinstance(pseudonym, str) or not _TOKEN.fullmatch(pseudonym):
             raise ConfigurationError(f'pseudonym={pseudonym!r} goes into Via: give one word, such as "swr"')
         self._service = Service(url, silence, patience, max_connections)

@@ -2,12 +2,12 @@
 
 uvicorn limits only how long a connection may be idle between two requests. This protocol adds these limits:
 
-| the client                                                  | may take                                          |
-| ----------------------------------------------------------- | ------------------------------------------------- |
-| has sent nothing, or only a part of a header section        | `head_timeout`                                    |
-| sends a body                                                | `client_timeout` more than 500 bytes a second do  |
-| goes on sending a body that was answered already            | `head_timeout`                                    |
-| takes an answer, also one from the cache                    | `client_timeout` more than 500 bytes a second do  |
+| the client                                           | may take                                                  |
+| ---------------------------------------------------- | --------------------------------------------------------- |
+| has sent nothing, or only a part of a header section | `head_timeout`                                            |
+| sends a body                                         | `client_timeout` more than its bytes take at 500 a second |
+| goes on sending a body that was answered already     | `head_timeout`                                            |
+| takes an answer, also one from the cache             | `client_timeout` more than its bytes take at 500 a second |
 
 The time that the app takes does not count.
 """

@@ -96,10 +96,11 @@ class Refresher:
             )
         if loader.stays_here:
             raise ConfigurationError(
-                f"the loader of {loader.template!r} has shared=False: no process can refresh what another one holds"
+                f"the loader of {loader.template!r} has shared=False: leave that out, because no process can refresh "
+                f"what another one holds"
             )
         if strategy not in STRATEGIES:
-            raise ConfigurationError(f"strategy={strategy!r} is none of {', '.join(STRATEGIES)}")
+            raise ConfigurationError(f"strategy={strategy!r}: give one of {', '.join(STRATEGIES)}")
         for option, number, least in (
             ("at_once", at_once, 1),
             ("shards", shards, 1),
@@ -107,7 +108,7 @@ class Refresher:
             ("replicas", replicas, 0),
         ):
             if not isinstance(number, int) or isinstance(number, bool) or number < least:
-                raise ConfigurationError(f"{option}={number!r} is not a whole number, {least} or more")
+                raise ConfigurationError(f"{option}={number!r}: give a whole number, {least} or more")
         times = {
             option: seconds(duration, option)
             for option, duration in (
@@ -121,7 +122,7 @@ class Refresher:
             if not 0.01 <= times[option] <= 1e9:
                 raise ConfigurationError(f"{option}={locals()[option]!r} is not between 0.01 and 1e9 seconds")
         if changed_since is not None and not callable(changed_since):
-            raise ConfigurationError(f"changed_since={changed_since!r} is not a function that takes a time")
+            raise ConfigurationError(f"changed_since={changed_since!r}: give a function that takes a time")
         if name is not None and not (isinstance(name, str) and name.isprintable() and name):
             raise ConfigurationError(f"name={name!r} is not a name: give a string of printable characters")
         self.loader = loader
@@ -142,7 +143,7 @@ class Refresher:
             from swr.refreshers.queue.queue import BACKENDS
 
             if backend not in BACKENDS:
-                raise ConfigurationError(f"backend={backend!r} is none of {', '.join(BACKENDS)}")
+                raise ConfigurationError(f"backend={backend!r}: give one of {', '.join(BACKENDS)}")
         self._queue_options = backend, shards, deliveries, replicas
 
     def _queue(self) -> "Queue":
@@ -238,7 +239,7 @@ class Refresher:
             ConfigurationError: the refresher is already running.
         """
         if self._begun:
-            raise ConfigurationError(f"the refresher {self.name!r} is running already")
+            raise ConfigurationError(f"the refresher {self.name!r} is running already: begin it in one place")
         self._begun = True
         try:
             if self.strategy != "read" and self.loader.engine.switch.is_enabled:

@@ -292,7 +292,9 @@ class LocalCache:
         """Return the slots by alias of one owner, which is a loader or one version of an app."""
         return self.slots.aliases.setdefault(owner, {})
 
-    def alias(self, slot: Slot, alias: H, aliases: dict[H, Slot], types: tuple[type, ...] = ()) -> None:
+    def alias(
+        self, slot: Slot, alias: H, aliases: dict[H, Slot], types: tuple[type, ...] = (), *, replaces: bool = False
+    ) -> None:
         """Let an alias lead to `slot` while it is held, unless the slot has an alias or the alias has a slot.
 
         Code that finds the slot by its alias and serves it sets its `is_used`.
@@ -300,7 +302,11 @@ class LocalCache:
         Parameters:
             types: the types of the arguments in the alias; empty if all are strings or if there are none. Arguments of
                 different types may be equal, such as 1 and True.
+            replaces: whether this alias replaces the one that the slot has.
         """
+        if replaces and slot.aliases is not None:
+            del slot.aliases[slot.alias]
+            slot.aliases = None
         if slot.aliases is None and alias not in aliases:
             slot.alias, slot.aliases, slot.types = alias, aliases, types
             aliases[alias] = slot

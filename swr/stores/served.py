@@ -73,8 +73,8 @@ class Served:
     def in_doubt(self, key: str, entry: Entry[Any], own: Entry[Any] | None, now: float) -> Entry[Any]:
         """Return the fallback of readers if the store's entry may be older than the one that this process served last.
 
-        Without an entry of its own that is surely not outdated, this process forgets the one that it holds. Otherwise a
-        later reader, for whom the store is unreachable, would get that one after others got the store's.
+        If `own` is None, this process forgets the entry that it holds. Otherwise, if the store became unreachable, a
+        later reader would get that entry after others got the store's.
 
         Parameters:
             entry: the store's entry.

@@ -34,7 +34,7 @@ def isolated(cache: Cache, url: str | None = None, **options: Unpack[Options]) -
             open.
     """
     if not isinstance(cache, Cache):
-        raise ConfigurationError(f"cache={cache!r} is not a swr.Cache")
+        raise ConfigurationError(f"cache={cache!r}: give a swr.Cache")
     close(cache)
     options.setdefault("redis", None)
     restore = cache.fix_options(url, options)

@@ -26,9 +26,9 @@ def checked(keys: Keys, name: str = "keys") -> Keys:
         ConfigurationError: `keys` is neither a list nor a function, or can be iterated only once.
     """
     if isinstance(keys, (str, bytes)) or not (callable(keys) or isinstance(keys, Iterable)):
-        raise ConfigurationError(f"{name}={keys!r} is neither a list of groups nor a function that returns one")
+        raise ConfigurationError(f"{name}={keys!r}: give a list of groups, or a function that returns one")
     if isinstance(keys, (Iterator, AsyncIterator, Coroutine)):
-        raise ConfigurationError(f"{name}={keys!r} would be used up by one round: give the function itself")
+        raise ConfigurationError(f"{name}={keys!r} would be used up by one round: give a list, or the function itself")
     return keys
 
 

@@ -18,7 +18,7 @@ from swr.stores.redis.releases import connection_of
 from swr.stores.redis.server_link import CONNECT_TIMEOUT, REPLY_TIMEOUT, LinkOwner, ServerLink, Timeouts
 
 _SLOTS: Final = 16384
-# Seconds between two refreshes of the map, while some slot is unreachable and otherwise.
+# Seconds between two refreshes of the map: while some slot is unreachable, and otherwise.
 _SOON: Final = 0.2
 _SELDOM: Final = 10.0
 # The most attempts of one command: a key that is being moved may be redirected more than once.

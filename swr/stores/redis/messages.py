@@ -172,7 +172,7 @@ def name_in(member: bytes, names: Names, *, may_be_key: bool = False) -> Name:
 
 
 def split(data: bytes) -> list[bytes] | None:
-    """Return the one message in the data, or the several that came as one; None if the data is neither."""
+    """Return the messages in the data: one, or several that came as one. None: the data is malformed."""
     if data[:1] != b"m":
         return [data]
     messages, first = [], 1

@@ -21,7 +21,7 @@ from swr.stores.redis.topology import Servers, Single
 
 # Arguments that redis-py's cluster client adds to its connections for its own use.
 _CLUSTERS: Final = {"max_connections", "redis_connect_func", "response_callbacks"}
-# Words in the errors of Python about a URL that quote a part of it.
+# An error of Python that contains one of these texts quotes a part of the URL.
 _QUOTING: Final = ("Port could not be cast", "netloc", "IPv4")
 
 
@@ -78,7 +78,7 @@ def _server(url: str) -> Callable[[], Redis]:
     database = urlsplit(url).path.strip("/")
     if database and not database.isdigit() and not url.startswith("unix://"):
         # redis-py would use database 0 instead.
-        raise ValueError(f"{database!r} is not the number of a database: redis://host:port/0")
+        raise ValueError(f"{database!r} is not the number of a database: write redis://host:port/0")
     options = {**PLAIN, **_options(), **_verified(dict(parse_url(url)))}
     # `?protocol=3` in the URL overrides these options.
     return lambda: Redis.from_url(url, **options)
@@ -145,7 +145,7 @@ def _several(url: str, port: int) -> tuple[list[Address], str, dict[str, Any]]:
     for host in hosts.split(","):
         parts = urlsplit(f"//{host}")
         if not parts.hostname:
-            raise ValueError(f"{host!r} is not a host, or host:port")
+            raise ValueError(f"{host!r} must be a host, or host:port")
         found.append((parts.hostname, parts.port or port))
     kwargs = dict(parse_url(urlunsplit((scheme.partition("+")[0], f"{account}{at}host", "", query, ""))))
     del kwargs["host"]
